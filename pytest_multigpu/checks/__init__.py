@@ -1,0 +1,1 @@
+"""The shipped checks. Run them anywhere: ``pytest --pyargs pytest_multigpu.checks``."""

@@ -1,0 +1,1 @@
+"""Adapters to the model: describing, synthesising, loading, generating, metering."""

@@ -1,0 +1,1 @@
+"""Bytes, placement, peaks and prices: pure logic. No torch, no pytest, no I/O."""

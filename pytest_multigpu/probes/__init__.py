@@ -1,0 +1,1 @@
+"""Linear probes: file formats and scoring. Imports records, units and errors only."""

@@ -1,0 +1,52 @@
+"""The machine as read or simulated: GPUs, what is visible, in which CUDA order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU. A GPU that could not be read stays as a row, with ``problem`` saying why."""
+
+    index: int
+    """NVML index: the number ``nvidia-smi`` shows."""
+    cuda_index: int | None
+    """``i`` in ``cuda:i`` for this environment; None if CUDA_VISIBLE_DEVICES hides it."""
+    uuid: str
+    name: str
+    total_bytes: int
+    """As NVML reports it; an "80 GB" H100 has 85,520,809,984 (79.6 GiB)."""
+    free_bytes: int
+    """Neither used nor reserved by the driver."""
+    used_bytes: int = 0
+    reserved_bytes: int = 0
+    """Held by the driver itself (480 MiB on an idle H100); in neither free nor used."""
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability, ``(9, 0)`` on an H100; None if unknown."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The GPUs of a machine. "No GPU" is ``gpus == ()`` with ``problem is None``;
+    "detection broke" is ``problem``, a sentence."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    """Driver version, ``580.159.04``."""
+    cuda: str | None = None
+    """The newest CUDA that the driver serves, ``13.0``."""
+    visible: tuple[int, ...] = ()
+    """NVML indices in CUDA order: ``cuda:i`` is ``visible[i]``."""
+    visible_env: str | None = None
+    """CUDA_VISIBLE_DEVICES as it was found; None if unset."""
+    simulated: str | None = None
+    """The spec of a machine that isn't there (``4xA6000``)."""
+    problem: str | None = None
+
+    @property
+    def visible_gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that CUDA sees, in CUDA order, unreadable ones included."""
+        by_index = {gpu.index: gpu for gpu in self.gpus}
+        return tuple(by_index[index] for index in self.visible)

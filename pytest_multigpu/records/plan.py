@@ -1,0 +1,134 @@
+"""The model's bytes block by block, and where a plan puts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Tier = Literal["cpu", "4bit", "8bit", "16bit"]
+TIERS: tuple[Tier, ...] = ("cpu", "4bit", "8bit", "16bit")
+"""From least to most demanding."""
+
+BlockKind = Literal["embedding", "layer", "norm", "head", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A module that stays whole on one device: the unit of a device map."""
+
+    name: str
+    """Module path, ``model.layers.0``."""
+    kind: BlockKind
+    layer: int | None = None
+    """Index among the decoder layers, for ``kind == "layer"``."""
+    parameters: int = 0
+    weights_bytes: int = 0
+    """In memory once loaded at the architecture's tier: quantised data, its statistics
+    (absmax, SCB), what stays 16-bit, and persistent or plain buffers."""
+    load_transient_bytes: int = 0
+    """Largest 16-bit tensor of this block that is on its GPU while it is quantised; 0 in 16 bit."""
+    kv_bytes_per_token: int = 0
+    """KV cache of one token of one sequence, at the model's dtype."""
+    kv_window: int | None = None
+    """Tokens the cache keeps at most (sliding window); None if it grows with the context."""
+    tied_to: str | None = None
+    """The block whose weights this one shares; its own ``weights_bytes`` is then 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A causal LM in one tier and dtype. ``blocks`` are in forward order and cover it all."""
+
+    model: str
+    """Preset name, path or hub id, as the user gave it."""
+    model_class: str
+    """``LlamaForCausalLM``."""
+    tier: Tier
+    dtype: str
+    """Of what is not quantised, and of activations: ``bfloat16``, ``float16``, ``float32``."""
+    blocks: tuple[Block, ...]
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_context: int | None = None
+    """``max_position_embeddings``."""
+    unknown: tuple[str, ...] = ()
+    """What the plan cannot account for, a sentence each; empty for plain decoders."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(block.parameters for block in self.blocks)
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(block.weights_bytes for block in self.blocks)
+
+
+DeviceMap = Mapping[str, "int | str"]
+"""Module path to CUDA index, ``cpu`` or ``disk``, as ``from_pretrained(device_map=)`` takes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """Predicted bytes in use on one GPU as NVML shows them, at the worst moment of each phase."""
+
+    load_bytes: int = 0
+    prefill_bytes: int = 0
+    decode_bytes: int = 0
+    probe_bytes: int = 0
+
+    @property
+    def worst_bytes(self) -> int:
+        return max(self.load_bytes, self.prefill_bytes, self.decode_bytes, self.probe_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """What a plan puts on one device. All sizes are bytes."""
+
+    device: str
+    """``cuda:0`` (CUDA index), ``cpu`` or ``disk``."""
+    layers: tuple[int, int] | None
+    """First and last decoder layer, inclusive; None if it holds none."""
+    weights_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    """The largest of what prefill, decode and probe hold at once beyond weights and KV."""
+    reserve_bytes: int
+    """CUDA context, workspaces and allocator slack."""
+    peak_bytes: int
+    """Predicted bytes in use as NVML shows them at the worst moment of the session."""
+    limit_bytes: int
+    """What this process may use: free bytes as found. 0 for ``cpu`` and ``disk``: unlimited."""
+    peaks: Peaks = field(default_factory=Peaks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where everything goes and what it takes, per device."""
+
+    architecture: Architecture
+    weights: Literal["synthetic", "checkpoint"]
+    placement: str
+    """``auto``, ``balanced`` or the device-map file's path."""
+    context_tokens: int
+    batch: int
+    fits: bool
+    reasons: tuple[str, ...] = ()
+    """Why it does not fit, the worst first: which GPU lacks how much, what spilled where."""
+    remedies: tuple[str, ...] = ()
+    """What to rent or change so that it fits."""
+    devices: tuple[DevicePlan, ...] = ()
+    device_map: DeviceMap = field(default_factory=dict)
+    offloaded: tuple[str, ...] = ()
+    """Blocks on cpu or disk, in forward order."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the whole model, wherever it is."""
+        return self.architecture.weights_bytes

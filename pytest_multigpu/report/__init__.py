@@ -1,0 +1,1 @@
+"""Records to text: terminal, JSON, HTML, GitHub. Imports records, units and errors only."""
