@@ -24,6 +24,8 @@ class Gpu:
     """Held by the driver itself (480 MiB on an idle H100); in neither free nor used."""
     capability: tuple[int, int] | None = None
     """CUDA compute capability, ``(9, 0)`` on an H100; None if unknown."""
+    nvlinks: int | None = None
+    """NVLinks that are up; 0 if the card has none, None if unknown."""
     problem: str | None = None
 
 

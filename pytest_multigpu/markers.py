@@ -1,0 +1,167 @@
+"""The markers: what they take, and what their arguments mean. Knows pytest; runs nothing.
+
+Wrong arguments raise :class:`pytest.UsageError` naming the test, at collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, get_args
+
+import pytest
+
+from .errors import UsageError
+from .options import TIER_ALIASES
+from .records.plan import TIERS, Tier
+from .requirements import GpuRequirement
+from .units import parse_size
+
+Parsed = TypeVar("Parsed")
+
+MARKERS = (
+    "quick: loads no model; `pytest -m quick` takes seconds.",
+    "gpu(count=1, vram=None, total_vram=None, capability=None, nvlink=False): needs that many "
+    "visible GPUs, each with `vram` free; `total_vram` free over all; a compute capability; NVLink.",
+    'gpu_tier(tier): needs a plan of that tier ("4bit", "8bit", "16bit") or better that fits.',
+    'gpu_peak_limit(size): fails the test if any GPU\'s peak during it is higher ("36GiB").',
+    'gpu_leak_limit(size): fails the test if it leaves more than that behind on any GPU ("64MiB").',
+    "check(needs): a shipped check; needs `plan`, `host`, `gpu` or `model`.",
+)
+
+CHECK_NEEDS = ("plan", "host", "gpu", "model")
+
+
+def register(config: pytest.Config) -> None:
+    """Declare every marker, so that ``--strict-markers`` and ``--markers`` know them."""
+    for line in MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+def gpu_requirement(item: pytest.Item) -> GpuRequirement | None:
+    """The strictest reading of all ``gpu`` marks on a test; None if it has none."""
+    found: GpuRequirement | None = None
+    for mark in item.iter_markers("gpu"):
+        need = _parsed(item, mark, _read_gpu)
+        found = need if found is None else _both(found, need)
+    return found
+
+
+def tier_requirement(item: pytest.Item) -> Tier | None:
+    """The most demanding tier of all ``gpu_tier`` marks on a test; None if it has none."""
+    tiers = [_parsed(item, mark, _read_tier) for mark in item.iter_markers("gpu_tier")]
+    return max(tiers, key=TIERS.index) if tiers else None
+
+
+def size_limit(item: pytest.Item, name: str) -> int | None:
+    """Bytes of ``gpu_peak_limit`` or ``gpu_leak_limit``: the mark closest to the test."""
+    mark = item.get_closest_marker(name)
+    return None if mark is None else _parsed(item, mark, _read_size)
+
+
+def check_needs(item: pytest.Item) -> str | None:
+    """``plan``, ``host``, ``gpu`` or ``model`` for a shipped check, None for any other test."""
+    mark = item.get_closest_marker("check")
+    return None if mark is None else _parsed(item, mark, _read_check)
+
+
+def validate(item: pytest.Item) -> None:
+    """Read every mark of ours on a test, so that a wrong one is found at collection."""
+    gpu_requirement(item)
+    tier_requirement(item)
+    size_limit(item, "gpu_peak_limit")
+    size_limit(item, "gpu_leak_limit")
+    check_needs(item)
+
+
+def _parsed(
+    item: pytest.Item, mark: pytest.Mark, read: Callable[[pytest.Mark], Parsed]
+) -> Parsed:
+    try:
+        return read(mark)
+    except UsageError as error:
+        raise pytest.UsageError(f"{item.nodeid}: {error}") from None
+
+
+def _read_gpu(mark: pytest.Mark) -> GpuRequirement:
+    known = ("count", "vram", "total_vram", "capability", "nvlink")
+    if len(mark.args) > 1 or (mark.args and "count" in mark.kwargs):
+        raise UsageError(f"gpu(): takes one positional argument, count; known: {', '.join(known)}")
+    for key in mark.kwargs:
+        if key not in known:
+            raise UsageError(f"gpu({key}=): unknown argument; known: {', '.join(known)}")
+    count = mark.args[0] if mark.args else mark.kwargs.get("count", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UsageError(f"gpu(count=): {count!r} is not a number of GPUs; write 1 or more")
+    nvlink = mark.kwargs.get("nvlink", False)
+    if not isinstance(nvlink, bool):
+        raise UsageError(f"gpu(nvlink=): {nvlink!r} is neither True nor False")
+    return GpuRequirement(
+        count=count,
+        vram_bytes=_size_argument(mark, "vram"),
+        total_vram_bytes=_size_argument(mark, "total_vram"),
+        capability=_capability(mark.kwargs.get("capability")),
+        nvlink=nvlink,
+    )
+
+
+def _size_argument(mark: pytest.Mark, key: str) -> int | None:
+    value = mark.kwargs.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UsageError(f'gpu({key}=): {value!r} is not a size; write it like "40GiB"')
+    return parse_size(value, what=f"gpu({key}=)")
+
+
+def _capability(value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value):
+        return (value[0], value[1])
+    major, dot, minor = str(value).partition(".")
+    if isinstance(value, str | float) and dot and major.isdecimal() and minor.isdecimal():
+        return (int(major), int(minor))
+    raise UsageError(f'gpu(capability=): {value!r} is no compute capability; write it like "8.0"')
+
+
+def _both(one: GpuRequirement, other: GpuRequirement) -> GpuRequirement:
+    def larger(left: int | None, right: int | None) -> int | None:
+        return max((value for value in (left, right) if value is not None), default=None)
+
+    capabilities = [value for value in (one.capability, other.capability) if value is not None]
+    return GpuRequirement(
+        count=max(one.count, other.count),
+        vram_bytes=larger(one.vram_bytes, other.vram_bytes),
+        total_vram_bytes=larger(one.total_vram_bytes, other.total_vram_bytes),
+        capability=max(capabilities, default=None),
+        nvlink=one.nvlink or other.nvlink,
+    )
+
+
+def _only_argument(mark: pytest.Mark, example: str) -> object:
+    if len(mark.args) != 1 or mark.kwargs:
+        raise UsageError(f"{mark.name}(): takes exactly one argument, like {example}")
+    return mark.args[0]
+
+
+def _read_tier(mark: pytest.Mark) -> Tier:
+    value = _only_argument(mark, '"8bit"')
+    tier = TIER_ALIASES.get(str(value).casefold())
+    if tier is None or tier == "cpu":
+        names = ", ".join(name for name in get_args(Tier) if name != "cpu")
+        raise UsageError(f"gpu_tier(): unknown tier {value!r}; known: {names}")
+    return tier
+
+
+def _read_size(mark: pytest.Mark) -> int:
+    value = _only_argument(mark, '"36GiB"')
+    if not isinstance(value, str):
+        raise UsageError(f'{mark.name}(): {value!r} is not a size; write it like "36GiB"')
+    return parse_size(value, what=f"{mark.name}()")
+
+
+def _read_check(mark: pytest.Mark) -> str:
+    value = mark.kwargs.get("needs", mark.args[0] if mark.args else None)
+    if value not in CHECK_NEEDS:
+        raise UsageError(f"check(needs=): unknown need {value!r}; known: {', '.join(CHECK_NEEDS)}")
+    return str(value)
