@@ -20,7 +20,7 @@ _UNITS = {
     "TB": 10**12,
 }
 _BY_FOLDED = {unit.casefold(): size for unit, size in _UNITS.items()}
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,15})?)\s*([A-Za-z]*)", re.ASCII)
 
 
 def parse_size(text: str, *, what: str) -> int:
