@@ -1,15 +1,33 @@
-"""Records into pytest outcomes: what a shipped check returned decides how its test ends."""
+"""Gates and records into pytest outcomes, and onto pytest's reports for whoever prints them."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
+from .gating import gate
+from .markers import check_needs
 from .records.check import Record
+from .session import GpuSession
 
 RECORDS = pytest.StashKey[list[Record]]()
+_SHORTFALL = pytest.StashKey[bool]()
+_HARDWARE_SKIP = pytest.StashKey[bool]()
+
+
+def open_gate(item: pytest.Item, session: GpuSession) -> None:
+    """Skip or fail a test before its setup where the machine lacks what it needs."""
+    decision = gate(item, session)
+    item.stash[_SHORTFALL] = decision.shortfall
+    if decision.action == "skip":
+        item.stash[_HARDWARE_SKIP] = decision.shortfall
+        pytest.skip(decision.text)
+    if decision.action == "fail":
+        pytest.fail(decision.text, pytrace=False)
 
 
 def run_check(item: pytest.Function, *, strict: bool) -> None:
@@ -29,13 +47,24 @@ def run_check(item: pytest.Function, *, strict: bool) -> None:
     if strict:
         failed += unknown
     if failed:
-        pytest.fail("\n".join(map(sentence, failed)), pytrace=False)
+        pytest.fail("\n".join(map(_sentence, failed)), pytrace=False)
     if unknown and len(unknown) == len(records):
         pytest.skip("not measured: " + "; ".join(record.reason for record in unknown))
 
 
-def sentence(record: Record) -> str:
-    """``GPU 2: 12.0 GiB free, 40.0 needed; remedy: stop the other process``"""
+def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put what we know onto pytest's report as plain data, which survives xdist's wire."""
+    records = item.stash.get(RECORDS, [])
+    notes: dict[str, Any] = {
+        "is_check": check_needs(item) is not None,
+        "shortfall": item.stash.get(_SHORTFALL, False) and report.when == "setup",
+        "hardware_skip": item.stash.get(_HARDWARE_SKIP, False),
+        "records": [dataclasses.asdict(record) for record in records],
+    }
+    report.gpu = notes  # type: ignore[attr-defined]
+
+
+def _sentence(record: Record) -> str:
     text = f"{record.device}: " if record.device and record.device not in record.reason else ""
     text += record.reason or f"{record.name}: expected {record.expected}, got {record.measured}"
     if record.outcome == "unknown":

@@ -6,38 +6,42 @@ that it serves the fixtures, the hooks and ``--gpu-plan`` alike.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import LoadError, UsageError
+from .errors import MultiGpuError
 from .options import Settings
-from .planbook import PlanBook
+from .planbook import PlanBook, read_catalogue
 from .records.machine import Machine
-from .records.plan import TIERS, DeviceMap, Plan, Tier
+from .records.model import PhasePeaks
+from .records.plan import Plan
+from .records.progress import Progress
 
 if TYPE_CHECKING:
-    from .model.loaded import LoadedModel
-    from .model.loading import Progress
-    from .probes.probe import Probe
     from .machine.worker import WorkerHandle
+    from .model.loaded import LoadedModel
+    from .model.memory import PeakMeter
+    from .probes.probe import Probe
     from .records.worker import WorkerReport
+
+_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest", "pytest-multigpu")
+WORKER_SECONDS = 90.0
+"""Hard limit of the CUDA worker: a cold import of torch on a slow pod takes 40 of them."""
 
 
 class GpuSession:
     """Everything that a run knows. Not thread-safe; one for each process."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self.settings = settings
-        self.environ = os.environ if environ is None else environ
+        self.environ = environ
         self.on_progress: Callable[[Progress], None] | None = None
+        self.peaks: list[PhasePeaks] = []
+        """Filled by the peak meters of this run, for the reports."""
         self._worker: WorkerHandle | None = None
-        self._worker_report: WorkerReport | None = None
         self._model: LoadedModel | None = None
-        self._model_error: LoadError | None = None
+        self._model_error: MultiGpuError | None = None
 
     @cached_property
     def machine(self) -> Machine:
@@ -48,9 +52,133 @@ class GpuSession:
         if self.settings.simulate is not None:
             from .planning.simulate import simulate
 
-            return simulate(self.settings.simulate, self.catalogue)
-        if self.settings.tier == "cpu":
-            return Machine()
+            return simulate(self.settings.simulate, read_catalogue(self.settings.catalogue))
         from .machine.nvml import read_machine
 
         return read_machine(self.environ)
+
+    @cached_property
+    def plans(self) -> PlanBook:
+        """The plans of this model on this machine, tier by tier."""
+        return PlanBook(self.settings, self.machine, self.environ)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that this run checks."""
+        return self.plans.chosen
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Installed versions of what the figures depend on; absent packages are left out."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for package in _PACKAGES:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    def start(self, *, gpu_checks: bool) -> None:
+        """Before the first test: read the machine, then let the CUDA worker run ahead.
+
+        :raises UsageError: bad input that only the machine can tell, such as a device map that
+            names a GPU that isn't there.
+        """
+        real = self.settings.simulate is None and self.settings.tier != "cpu"
+        self.plans.check_inputs()
+        if gpu_checks and real and self.machine.visible:
+            from .machine.worker import start_worker
+
+            self._worker = start_worker(timeout_s=WORKER_SECONDS)
+
+    def worker_report(self) -> WorkerReport:
+        """What the CUDA worker measured; waits for it."""
+        from .machine.worker import start_worker
+
+        if self._worker is None:
+            self._worker = start_worker(timeout_s=WORKER_SECONDS)
+        return self._worker.result()
+
+    def load(self) -> LoadedModel:
+        """The model of the chosen plan, loaded once; a failure is remembered, not retried.
+
+        :raises MultiGpuError: it could not be loaded.
+        """
+        from .model.loading import load_model
+
+        if self._model_error is not None:
+            raise self._model_error
+        if self._model is None:
+            if self._worker is not None:
+                self._worker.result()  # its contexts must be gone before we count bytes
+            plan = self.plan
+            try:
+                self._model = load_model(
+                    self.plans.resolved,
+                    tier=plan.architecture.tier,
+                    dtype=plan.architecture.dtype,
+                    device_map=plan.device_map,
+                    weights=plan.weights,
+                    progress=self.on_progress,
+                    plan=plan,
+                    architecture=plan.architecture,
+                )
+            except MultiGpuError as error:
+                self._model_error = error
+                raise
+        return self._model
+
+    def release(self) -> None:
+        """Free the model, whatever still refers to it."""
+        if self._model is not None:
+            from .model.loaded import release
+
+            release(self._model)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The probe of ``--gpu-probe``, else one synthesised for this model.
+
+        :raises ProbeFileError: the file is damaged, refused or of no known format.
+        """
+        if self.settings.probe is not None:
+            from .probes.formats import load_probe
+
+            return load_probe(self.settings.probe)
+        from .probes.synthetic import synthetic_probe
+
+        architecture = self.plan.architecture
+        return synthetic_probe(architecture.hidden_size, architecture.layers)
+
+    def peak_meter(self) -> PeakMeter:
+        """A peak meter over every visible GPU; over the host's memory where there is none."""
+        from .model.memory import PeakMeter
+
+        return PeakMeter(self._devices())
+
+    def _devices(self) -> tuple[str, ...]:
+        if self.settings.tier == "cpu" or not self.machine.visible:
+            return ("cpu",)
+        return tuple(f"cuda:{index}" for index in range(len(self.machine.visible)))
+
+    def facts(self) -> dict[str, Any]:
+        """What is known by now, for the report; asks nothing that was not asked before."""
+        known = self.__dict__
+        facts: dict[str, Any] = {"peaks": tuple(self.peaks)}
+        if "machine" in known:
+            facts["machine"] = self.machine
+        if "plans" in known and self.plans.made is not None:
+            facts["plan"] = self.plans.made
+            facts["tier"] = self.plans.made.architecture.tier
+        if self._model is not None:
+            facts["load"] = self._model.load
+            facts["placement"] = self._model.placement
+        return facts
+
+    def close(self) -> None:
+        """End what still runs or holds memory."""
+        if self._worker is not None:
+            self._worker.close()
+        self.release()

@@ -1,0 +1,85 @@
+"""The fixtures: short delegations to the session, which finds each thing once.
+
+Session fixtures are immutable records, except the loaded model, which is freed at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .gating import model_gate
+from .options import Settings
+from .records.machine import Machine
+from .records.plan import Plan
+from .session import GpuSession
+
+if TYPE_CHECKING:
+    from .model.loaded import LoadedModel
+    from .model.memory import PeakMeter
+    from .probes.probe import Probe
+    from .records.worker import WorkerReport
+
+SESSION = pytest.StashKey[GpuSession]()
+
+
+@pytest.fixture(scope="session")
+def gpu_session(request: pytest.FixtureRequest) -> GpuSession:
+    """Everything this run knows; the other fixtures are views of it."""
+    return request.config.stash[SESSION]
+
+
+@pytest.fixture(scope="session")
+def gpu_settings(gpu_session: GpuSession) -> Settings:
+    """What was asked for: options, ini values and the game's JSON, resolved."""
+    return gpu_session.settings
+
+
+@pytest.fixture(scope="session")
+def gpu_inventory(gpu_session: GpuSession) -> Machine:
+    """The machine: every GPU that NVML shows and which of them CUDA sees, in CUDA order."""
+    return gpu_session.machine
+
+
+@pytest.fixture(scope="session")
+def gpu_worker(gpu_session: GpuSession) -> WorkerReport:
+    """What the CUDA worker, a short-lived subprocess, measured on every visible GPU."""
+    return gpu_session.worker_report()
+
+
+@pytest.fixture(scope="session")
+def gpu_plan(gpu_session: GpuSession) -> Plan:
+    """Where everything goes and what it takes, per device, in bytes."""
+    return gpu_session.plan
+
+
+@pytest.fixture(scope="session")
+def gpu_model(gpu_session: GpuSession) -> Iterator[LoadedModel]:
+    """The loaded model with its observed placement, load seconds and peaks.
+
+    One load a session. Skips where no tier fits (fails where a tier was named or under strict),
+    with what was needed and found. Freed at the end, also after failures.
+    """
+    may = model_gate(gpu_session)
+    if may.action == "skip":
+        pytest.skip(may.text)
+    if may.action == "fail":
+        pytest.fail(may.text, pytrace=False)
+    try:
+        yield gpu_session.load()
+    finally:
+        gpu_session.release()
+
+
+@pytest.fixture(scope="session")
+def gpu_probe(gpu_session: GpuSession) -> Probe:
+    """The probe of ``--gpu-probe``, else one synthesised for the model of this run."""
+    return gpu_session.probe
+
+
+@pytest.fixture
+def gpu_memory(gpu_session: GpuSession) -> PeakMeter:
+    """The peak meter of every visible GPU, for one test."""
+    return gpu_session.peak_meter()

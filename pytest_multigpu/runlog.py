@@ -1,0 +1,170 @@
+"""The run's log: from pytest's reports to one RunReport, its files and the last line.
+
+A plugin object of its own, so that its hooks see only what they need. Under xdist the workers
+keep facts and the controller alone prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from . import markers
+from .judging.verdict import decide
+from .records.check import Record
+from .records.report import CheckResult, RunReport, Span
+from .report import terminal
+from .report.json import ReportFile
+from .errors import UsageError
+from .session import GpuSession
+
+_OURS = {"gpu_inventory", "gpu_memory", "gpu_model", "gpu_plan", "gpu_probe", "gpu_worker"}
+_MARKS = ("gpu", "gpu_tier", "gpu_peak_limit", "gpu_leak_limit", "check")
+
+
+class RunLog:
+    """Hears of every test; writes as the run goes; says READY or NOT READY at its end."""
+
+    def __init__(self, config: pytest.Config, session: GpuSession) -> None:
+        self.config = config
+        self.session = session
+        self.is_worker = hasattr(config, "workerinput")
+        self.active = session.settings.asked
+        self.began = time.monotonic()
+        self.report = RunReport(
+            started=time.time(), tier_asked=session.settings.tier, versions=session.versions
+        )
+        self._phases: dict[str, list[pytest.TestReport]] = {}
+        self._spans: list[Span] = []
+        folder = session.settings.report_dir
+        self._file = None if folder is None or self.is_worker else ReportFile(folder)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Know whether the run is about GPUs at all, and start what can run ahead."""
+        if self.config.option.collectonly:
+            return
+        items = session.items
+        self.active = self.active or any(map(_about_gpus, items))
+        needs = {markers.check_needs(item) for item in items} - {None}
+        if not needs or hasattr(self.config.option, "dist") and self._distributes():
+            return
+        try:
+            self.session.start(gpu_checks=any(_uses(item, "gpu_worker") for item in items))
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def _distributes(self) -> bool:
+        return not self.is_worker and self.config.getoption("dist", "no") != "no"
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.report = replace(self.report, running=nodeid)
+        self._write()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._phases.setdefault(report.nodeid, []).append(report)
+        if report.when == "teardown":
+            self._end(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            crash = CheckResult(
+                nodeid=report.nodeid or "collection",
+                outcome="error",
+                reason="could not be collected",
+                is_check=False,
+            )
+            self.report = self.report.with_check(crash)
+
+    def _end(self, nodeid: str) -> None:
+        phases = self._phases.pop(nodeid)
+        seconds = sum(phase.duration for phase in phases)
+        now = time.monotonic() - self.began
+        self._spans.append(Span(nodeid=nodeid, start=now - seconds, end=now))
+        self.report = replace(
+            self._with_facts().with_check(_result(nodeid, phases, seconds)),
+            spans=tuple(self._spans),
+        )
+        self._write()
+
+    def _with_facts(self) -> RunReport:
+        return replace(
+            self.report, **self.session.facts(), wall_seconds=time.monotonic() - self.began
+        )
+
+    def _write(self) -> None:
+        if self._file is not None:
+            self._file.update(self._with_facts())
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int
+    ) -> Generator[None, Any, Any]:
+        """Outermost, so that the verdict is the last line of the run."""
+        result = yield
+        self.session.close()
+        if self.is_worker or not self.active or self.config.option.collectonly:
+            return result
+        status = int(session.exitstatus)
+        if status == pytest.ExitCode.USAGE_ERROR:
+            return result  # pytest prints that one line itself
+        verdict = decide(self._with_facts(), exit_status=status, strict=self.session.settings.strict)
+        self.report = replace(self._with_facts(), verdict=verdict)
+        session.exitstatus = verdict.exit_code
+        self._finish_reports()
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            colour = {"green": True} if verdict.ready else {"red": True}
+            reporter.write_line(verdict.line, bold=True, **colour)
+        return result
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.active or terminalreporter.verbosity < 0:
+            return
+        terminal.write(terminalreporter, self._with_facts())
+
+
+def _about_gpus(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in _MARKS) or any(
+        _uses(item, name) for name in _OURS
+    )
+
+
+def _uses(item: pytest.Item, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
+
+
+def _result(nodeid: str, phases: list[pytest.TestReport], seconds: float) -> CheckResult:
+    notes: dict[str, Any] = {}
+    for phase in phases:
+        notes.update({key: value for key, value in getattr(phase, "gpu", {}).items() if value})
+    worst = next(
+        (phase for phase in phases if phase.failed),
+        next((phase for phase in phases if phase.skipped), phases[0]),
+    )
+    records = tuple(Record(**values) for values in notes.get("records", ()))
+    outcome: Any = worst.outcome
+    if worst.failed and worst.when != "call" and not notes.get("shortfall"):
+        outcome = "error"
+    return CheckResult(
+        nodeid=nodeid,
+        outcome=outcome,
+        seconds=seconds,
+        records=records,
+        reason="" if worst.passed or (worst.failed and records) else _reason(worst),
+        is_check=bool(notes.get("is_check")),
+        hardware_skip=bool(notes.get("hardware_skip")),
+        shortfall=bool(notes.get("shortfall")),
+    )
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Why it was skipped, or the first line of what it raised."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(crash.message if crash is not None else report.longrepr)
+    return text.strip().splitlines()[0] if text.strip() else "failed without a message"
