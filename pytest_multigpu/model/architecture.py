@@ -17,7 +17,7 @@ from ..units import MIB, human_size
 from . import cache
 from .config import ResolvedModel
 from .kv import KvLayout, read_kv_layout
-from .meta import MetaModel, build_meta_model
+from .meta import DTYPE_BYTES, MetaModel, build_meta_model, decoder_layers, new_meta_model
 
 NF4_CODE_BYTES = 16 * 4
 """bitsandbytes keeps the 16 fp32 values of nf4 beside every quantised weight."""
@@ -63,7 +63,12 @@ def describe(
 def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: str) -> Architecture:
     model = meta.model
     text = meta.config.get_text_config(decoder=True)
-    kv = read_kv_layout(model, meta.config, dtype)
+    kv = read_kv_layout(
+        model,
+        meta.config,
+        DTYPE_BYTES[dtype],
+        lambda: new_meta_model(resolved, tier="16bit", dtype=dtype).model,
+    )
     unknown = list(kv.unknown)
     if "quantization_config" in resolved.config_dict:
         unknown.append(
@@ -180,7 +185,7 @@ def _parts(model: Any) -> Iterator[_Part]:
     no_split = set(model._no_split_modules or ())
     embeddings = {id(module) for module in _modules(model, "get_input_embeddings")}
     heads = {id(module) for module in _modules(model, "get_output_embeddings")}
-    layer_list = _decoder_layers(model)
+    layer_list = decoder_layers(model)
     layers = {id(module): index for index, module in enumerate(layer_list)}
     whole = {id(module) for module in model.modules() if type(module).__name__ in no_split}
     whole |= set(layers) | embeddings | heads
@@ -223,20 +228,6 @@ def _modules(model: Any, getter: str) -> list[Any]:
 
 def _has_tensors(module: Any) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _decoder_layers(model: Any) -> list[Any]:
-    """The longest ModuleList of the text decoder: its layers, in order."""
-    import torch
-
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    lists = [
-        module
-        for module in (decoder if decoder is not None else model).modules()
-        if isinstance(module, torch.nn.ModuleList)
-    ]
-    # Outer lists come first in modules(); a layer's own list of experts may be longer.
-    return list(lists[0]) if lists else []
 
 
 def _tied_parameters(model: Any) -> dict[str, str]:

@@ -23,9 +23,8 @@ from ..records.plan import Architecture, Block
 if TYPE_CHECKING:
     from .automap import AutoMap
 
-SCHEMA = 1
-"""Raised whenever the meaning of an entry changes."""
 _LIBRARIES = ("pytest-multigpu", "transformers", "accelerate", "bitsandbytes", "torch")
+_RULES = ("architecture.py", "automap.py", "cache.py", "kv.py", "meta.py")
 
 
 def folder(environ: Mapping[str, str] | None = None) -> Path:
@@ -59,7 +58,7 @@ def auto_map(inputs: Mapping[str, object], compute: Callable[[], AutoMap]) -> Au
 
 
 def _entry(kind: str, inputs: Mapping[str, object]) -> Path:
-    key = {"schema": SCHEMA, "versions": _versions(), **inputs}
+    key = {"versions": _versions(), "code": _own_code(), **inputs}
     text = json.dumps(key, sort_keys=True, default=_plain)
     return folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
 
@@ -76,6 +75,14 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+def _own_code() -> str:
+    """A changed rule makes its old results worthless, released or not."""
+    digest = hashlib.sha256()
+    for name in _RULES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path, decode: Callable[[dict[str, Any]], Any]) -> Any:

@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..records.plan import Tier
 from .config import OPTION, ResolvedModel
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,17 @@ def build_meta_model(
 ) -> MetaModel:
     """The meta model of ``resolved``; the last one built is kept, since two callers want it.
 
-    :param dtype: of what is not quantised: one of :data:`DTYPES`.
+    :param dtype: of what is not quantised: a key of :data:`DTYPE_BYTES`.
     :raises UsageError: a configuration that the installed transformers cannot build a causal
         language model from.
     """
     global _last  # noqa: PLW0603 - a cache of one, so that a plan builds its model once
     key = (_fingerprint(resolved.config_dict), tier, dtype, double_quant)
     if _last is None or _last[0] != key:
-        _last = (key, _build(resolved, tier, dtype, double_quant))
+        _last = (
+            key,
+            new_meta_model(resolved, tier=tier, dtype=dtype, double_quant=double_quant),
+        )
     return _last[1]
 
 
@@ -126,12 +129,15 @@ def _quantizer(tier: Tier, dtype: Any, double_quant: bool) -> Any:
     return Bnb4BitHfQuantizer(config, pre_quantized=False)
 
 
-def _build(resolved: ResolvedModel, tier: Tier, dtype: str, double_quant: bool) -> MetaModel:
+def new_meta_model(
+    resolved: ResolvedModel, *, tier: Tier, dtype: str, double_quant: bool = False
+) -> MetaModel:
+    """As :func:`build_meta_model`, but the caller's own to change."""
     import torch
     from transformers.utils.generic import ContextManagers
 
-    if dtype not in DTYPES:
-        raise UsageError(f"{dtype!r} is not a dtype to load in; known: {', '.join(DTYPES)}")
+    if dtype not in DTYPE_BYTES:
+        raise UsageError(f"{dtype!r} is not a dtype to load in; known: {', '.join(DTYPE_BYTES)}")
     config = load_config(resolved)
     cls = _causal_lm_class(resolved, config)
     torch_dtype = getattr(torch, dtype)
@@ -151,3 +157,17 @@ def _build(resolved: ResolvedModel, tier: Tier, dtype: str, double_quant: bool) 
             f"the config.json of {resolved.name!r}: {_one_line(error)}; correct the value"
         ) from error
     return MetaModel(model=model, quantizer=quantizer, config=config)
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The longest ModuleList of the text decoder: its layers, in order."""
+    import torch
+
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists = [
+        module
+        for module in (decoder if decoder is not None else model).modules()
+        if isinstance(module, torch.nn.ModuleList)
+    ]
+    # Outer lists come first in modules(); a layer's own list of experts may be longer.
+    return list(lists[0]) if lists else []
