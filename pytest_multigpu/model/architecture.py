@@ -1,0 +1,282 @@
+"""The bytes of a causal language model, block by block, exactly as it will be loaded.
+
+Nothing is estimated: the installed transformers builds the model on the meta device, the
+installed quantiser says which Linears it replaces, and every parameter is counted in the form
+that it has in memory. torch and transformers are imported inside the functions.
+May import records, errors and its siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..records.plan import Architecture, Block, BlockKind, Tier
+from ..units import MIB, human_size
+from . import cache
+from .config import ResolvedModel
+from .kv import KvLayout, read_kv_layout
+from .meta import DTYPE_BYTES, MetaModel, build_meta_model, decoder_layers, new_meta_model
+
+NF4_CODE_BYTES = 16 * 4
+"""bitsandbytes keeps the 16 fp32 values of nf4 beside every quantised weight."""
+NESTED_BYTES = 256 * 4 + 4
+"""Double quantisation adds its own 256 fp32 values and one fp32 offset to every weight."""
+NESTED_BLOCK = 256
+"""absmax values that share one second-level absmax (bitsandbytes quantize_4bit)."""
+
+
+def describe(
+    resolved: ResolvedModel,
+    *,
+    tier: Tier,
+    dtype: str = "bfloat16",
+    double_quant: bool = False,
+    use_cache: bool = True,
+) -> Architecture:
+    """The blocks of ``resolved`` in ``tier``, from the disk cache if it is there.
+
+    :param dtype: of what is not quantised, and of the KV cache.
+    :param double_quant: 4 bit only: quantise the absmax statistics as well.
+    :raises UsageError: transformers cannot build a causal language model from the configuration.
+    """
+
+    def compute() -> Architecture:
+        meta = build_meta_model(resolved, tier=tier, dtype=dtype, double_quant=double_quant)
+        return _describe(resolved, meta, tier=tier, dtype=dtype)
+
+    if not use_cache:
+        return compute()
+    return cache.architecture(
+        resolved.name,
+        {
+            "config": dict(resolved.config_dict),
+            "tier": tier,
+            "dtype": dtype,
+            "double_quant": double_quant,
+        },
+        compute,
+    )
+
+
+def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: str) -> Architecture:
+    model = meta.model
+    text = meta.config.get_text_config(decoder=True)
+    kv = read_kv_layout(
+        model,
+        meta.config,
+        DTYPE_BYTES[dtype],
+        lambda: new_meta_model(resolved, tier="16bit", dtype=dtype).model,
+    )
+    unknown = list(kv.unknown)
+    if "quantization_config" in resolved.config_dict:
+        unknown.append(
+            "the checkpoint is quantised already; the plan counts it as quantised by bitsandbytes "
+            "while loading, or in 16 bit"
+        )
+    buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    if buffer_bytes > 16 * MIB:
+        unknown.append(
+            f"the model has {human_size(buffer_bytes)} of buffers, which the plan leaves out"
+        )
+    blocks = _blocks(model, dtype, kv)
+    hidden = int(text.hidden_size)
+    heads = int(text.num_attention_heads)
+    return Architecture(
+        model=resolved.name,
+        model_class=type(model).__name__,
+        tier=tier,
+        dtype=dtype,
+        blocks=blocks,
+        hidden_size=hidden,
+        intermediate_size=_intermediate_size(text, hidden),
+        layers=sum(block.kind == "layer" for block in blocks),
+        heads=heads,
+        kv_heads=kv.heads or int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or hidden // heads),
+        vocab_size=int(text.vocab_size),
+        max_context=_optional_int(getattr(text, "max_position_embeddings", None)),
+        unknown=tuple(unknown),
+    )
+
+
+def _optional_int(value: Any) -> int | None:
+    return int(value) if isinstance(value, int) else None
+
+
+def _intermediate_size(text: Any, hidden: int) -> int:
+    """Width of the feed-forward part; the names that transformers' configurations use."""
+    for name in ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "d_ff"):
+        value = getattr(text, name, None)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, (list, tuple)) and value:
+            return max(int(item) for item in value)
+    return 4 * hidden  # GPT-2, Bloom and Falcon: the width that they default to
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A module (or a loose parameter) that becomes a block."""
+
+    name: str
+    kind: BlockKind
+    layer: int | None = None
+
+
+@dataclass
+class _Sums:
+    parameters: int = 0
+    weights_bytes: int = 0
+    load_transient_bytes: int = 0
+    tied_to: str | None = None
+    names: list[str] = field(default_factory=list)
+
+
+def _blocks(model: Any, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
+    parts = list(_parts(model))
+    tied = _tied_parameters(model)
+    sums = {part.name: _Sums() for part in parts}
+    sizer = _Sizer(model, dtype)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = _owner(name, sums)
+        entry = sums[owner]
+        source = tied.get(name)
+        if source is not None:
+            source_owner = _owner(source, sums)
+            if source_owner != owner:
+                entry.tied_to = source_owner
+            continue
+        size = sizer.size(name, parameter)
+        entry.parameters += parameter.numel()
+        entry.weights_bytes += size.in_memory
+        entry.load_transient_bytes = max(entry.load_transient_bytes, size.transient)
+    blocks = []
+    for part in parts:
+        entry = sums[part.name]
+        cached = kv.layers[part.layer] if part.layer is not None else None
+        blocks.append(
+            Block(
+                name=part.name,
+                kind=part.kind,
+                layer=part.layer,
+                parameters=entry.parameters,
+                weights_bytes=entry.weights_bytes,
+                load_transient_bytes=entry.load_transient_bytes,
+                kv_bytes_per_token=cached.bytes_per_token if cached else 0,
+                kv_window=cached.window if cached else None,
+                tied_to=entry.tied_to,
+            )
+        )
+    return tuple(blocks)
+
+
+def _owner(name: str, parts: Mapping[str, object]) -> str:
+    """The part that a parameter belongs to: the longest prefix, itself included."""
+    prefix = name
+    while prefix and prefix not in parts:
+        prefix = prefix.rpartition(".")[0]
+    return prefix
+
+
+def _parts(model: Any) -> Iterator[_Part]:
+    """What a device map may place on its own, in forward order as the model registers it."""
+    no_split = set(model._no_split_modules or ())
+    embeddings = {id(module) for module in _modules(model, "get_input_embeddings")}
+    heads = {id(module) for module in _modules(model, "get_output_embeddings")}
+    layer_list = decoder_layers(model)
+    layers = {id(module): index for index, module in enumerate(layer_list)}
+    whole = {id(module) for module in model.modules() if type(module).__name__ in no_split}
+    whole |= set(layers) | embeddings | heads
+
+    def kind(name: str, module: Any) -> BlockKind:
+        if id(module) in heads:
+            return "head"
+        if id(module) in layers:
+            return "layer"
+        if id(module) in embeddings:
+            return "embedding"
+        leaf = name.rpartition(".")[2].lower()
+        class_name = type(module).__name__.lower()
+        if "norm" in class_name or "norm" in leaf:
+            return "norm"
+        return "embedding" if "embedding" in class_name and "rotary" not in class_name else "other"
+
+    def walk(prefix: str, module: Any) -> Iterator[_Part]:
+        for name, _ in module.named_parameters(recurse=False):
+            yield _Part(f"{prefix}{name}", "other")
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            inner = any(id(sub) in whole for sub in child.modules() if sub is not child)
+            if id(child) in whole or not inner:
+                if _has_tensors(child):
+                    yield _Part(path, kind(path, child), layers.get(id(child)))
+            else:
+                yield from walk(f"{path}.", child)
+
+    yield from walk("", model)
+
+
+def _modules(model: Any, getter: str) -> list[Any]:
+    try:
+        module = getattr(model, getter)()
+    except (NotImplementedError, AttributeError):
+        return []
+    return [] if module is None else [module]
+
+
+def _has_tensors(module: Any) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _tied_parameters(model: Any) -> dict[str, str]:
+    """Parameter name to the name whose tensor it shares."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+@dataclass(frozen=True)
+class _Size:
+    in_memory: int
+    transient: int = 0
+
+
+class _Sizer:
+    """Bytes of a parameter once loaded, following transformers' and bitsandbytes' own rules."""
+
+    def __init__(self, model: Any, dtype: str) -> None:
+        import torch
+
+        self._modules = dict(model.named_modules())
+        plan = model._get_dtype_plan(getattr(torch, dtype))
+        self._match: Any = None
+        if plan:
+            from transformers.core_model_loading import build_glob_alternation
+
+            alternation, by_group, _ = build_glob_alternation(list(plan))
+            self._match = lambda name: (
+                plan[by_group[found.lastgroup]] if (found := alternation.search(name)) else None
+            )
+
+    def size(self, name: str, parameter: Any) -> _Size:
+        count = int(parameter.numel())
+        module_name, _, leaf = name.rpartition(".")
+        module = self._modules[module_name]
+        quantised = type(module).__name__ if leaf == "weight" else ""
+        if quantised == "Linear8bitLt":
+            # LLM.int8: one byte a weight, and SCB, the fp32 maximum of each output row.
+            return _Size(count + 4 * module.out_features, count * parameter.element_size())
+        if quantised == "Linear4bit":
+            return _Size(_bytes_4bit(count, parameter), count * parameter.element_size())
+        kept = self._match(name) if self._match is not None else None
+        itemsize = kept.itemsize if kept is not None else parameter.element_size()
+        return _Size(count * itemsize)
+
+
+def _bytes_4bit(count: int, parameter: Any) -> int:
+    """Packed weights, absmax and lookup tables of one Linear (bitsandbytes quantize_4bit)."""
+    packed = -(-count // 2)
+    absmax = -(-count // parameter.blocksize)
+    if parameter.compress_statistics:
+        return packed + absmax + 4 * -(-absmax // NESTED_BLOCK) + NESTED_BYTES + NF4_CODE_BYTES
+    return packed + 4 * absmax + NF4_CODE_BYTES

@@ -1,0 +1,128 @@
+"""A small disk cache, so that a plan seen before needs neither torch nor transformers.
+
+Entries are JSON files under ``$XDG_CACHE_HOME/pytest-multigpu`` (``~/.cache`` without it). What
+the result depends on is in the key: the configuration, the tier, the caps and the versions of
+every library that has a say. Losing the cache costs seconds, never correctness.
+May import records and units; the siblings only inside functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..records.plan import Architecture, Block
+
+if TYPE_CHECKING:
+    from .automap import AutoMap
+
+_LIBRARIES = ("pytest-multigpu", "transformers", "accelerate", "bitsandbytes", "torch")
+_RULES = ("architecture.py", "automap.py", "cache.py", "kv.py", "meta.py")
+
+
+def folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Where entries are."""
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "pytest-multigpu"
+
+
+def architecture(
+    model: str, inputs: Mapping[str, object], compute: Callable[[], Architecture]
+) -> Architecture:
+    """``compute()``, or what it gave for the same inputs before, under the name ``model``."""
+    path = _entry("architecture", inputs)
+    found = _read(path, _to_architecture)
+    if found is None:
+        found = compute()
+        _write(path, asdict(found))
+    # The same configuration may come under several names.
+    return Architecture(**{**_fields(found), "model": model})
+
+
+def auto_map(inputs: Mapping[str, object], compute: Callable[[], AutoMap]) -> AutoMap:
+    """``compute()``, or what it gave for the same inputs before."""
+    path = _entry("automap", inputs)
+    found = _read(path, _to_auto_map)
+    if found is None:
+        found = compute()
+        _write(path, {**asdict(found), "device_map": dict(found.device_map)})
+    return found
+
+
+def _entry(kind: str, inputs: Mapping[str, object]) -> Path:
+    key = {"versions": _versions(), "code": _own_code(), **inputs}
+    text = json.dumps(key, sort_keys=True, default=_plain)
+    return folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+
+def _plain(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _own_code() -> str:
+    """A changed rule makes its old results worthless, released or not."""
+    digest = hashlib.sha256()
+    for name in _RULES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, decode: Callable[[dict[str, Any]], Any]) -> Any:
+    """The entry; None if it is absent or damaged."""
+    try:
+        return decode(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _write(path: Path, entry: Mapping[str, object]) -> None:
+    """Whole or not at all; a folder that cannot be written to means no cache."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(entry, file)
+        Path(temporary).replace(path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _fields(record: Architecture) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def _to_architecture(entry: dict[str, Any]) -> Architecture:
+    blocks = tuple(Block(**block) for block in entry.pop("blocks"))
+    unknown = tuple(entry.pop("unknown"))
+    return Architecture(**entry, blocks=blocks, unknown=unknown)
+
+
+def _to_auto_map(entry: dict[str, Any]) -> AutoMap:
+    from .automap import AutoMap
+
+    return AutoMap(
+        device_map=dict(entry["device_map"]),
+        refusal=entry["refusal"],
+        offloaded=tuple(entry["offloaded"]),
+    )
