@@ -1,0 +1,241 @@
+"""The inventory by NVML: no CUDA context, no torch. "No GPU" and "detection broke" differ.
+
+pynvml is imported inside :func:`load_nvml` only; tests replace that one function.
+Imports records and :mod:`.visibility`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from ..records.machine import Gpu, Machine
+from .visibility import count_device_files, read_visibility, with_visible
+
+NvmlLike = Any
+"""The pynvml module, or an object with the functions of it that are called here."""
+
+T = TypeVar("T")
+
+NVML_SECONDS = 20.0
+"""A driver that has not answered by then hangs: all GPUs of a large machine take under 1 s."""
+
+# Error codes of nvml.h; the names are in the binding, but a fake must not have to carry them.
+LIBRARY_NOT_FOUND = 12
+FUNCTION_NOT_FOUND = 13
+NOT_SUPPORTED = 3
+INVALID_ARGUMENT = 2
+VERSION_MISMATCH = 18
+
+_MEMORY_V2 = 0x02000028
+
+
+class NvmlTimeoutError(Exception):
+    """NVML did not answer in time. The text says what it was asked."""
+
+
+_opened: list[NvmlLike] = []
+
+
+def load_nvml() -> NvmlLike:
+    """The NVML binding, not initialised."""
+    import pynvml
+
+    return pynvml
+
+
+def open_nvml(nvml: NvmlLike | None = None) -> NvmlLike:
+    """The binding, initialised. It stays open until the process ends: opening costs most.
+
+    :raises Exception: ``NVMLError`` of the binding, or ImportError without nvidia-ml-py.
+    """
+    binding = load_nvml() if nvml is None else nvml
+    if not any(binding is known for known in _opened):
+        binding.nvmlInit()
+        _opened.append(binding)
+    return binding
+
+
+@atexit.register
+def _close() -> None:
+    import contextlib
+
+    while _opened:
+        binding = _opened.pop()
+        with contextlib.suppress(binding.NVMLError):
+            binding.nvmlShutdown()
+
+
+def read_machine(
+    environ: Mapping[str, str] | None = None,
+    nvml: NvmlLike | None = None,
+    *,
+    seconds: float = NVML_SECONDS,
+) -> Machine:
+    """The GPUs and what CUDA will see of them. Never raises for what the machine lacks.
+
+    Without the NVIDIA library and without ``/dev/nvidia*`` there is no GPU: ``gpus == ()`` and
+    ``problem is None``. Every other failure is a ``problem``. A GPU that cannot be read stays as
+    a row with its own ``problem``.
+
+    :param environ: ``os.environ`` unless given.
+    :param nvml: the binding; :func:`load_nvml`'s unless given.
+    :param seconds: how long the driver may take in all.
+    """
+    variables = os.environ if environ is None else environ
+    value = variables.get("CUDA_VISIBLE_DEVICES")
+    doing = ["starting NVML"]
+    try:
+        machine = within(seconds, doing, lambda: _read(nvml, doing))
+    except NvmlTimeoutError as error:
+        return Machine(visible_env=value, problem=str(error))
+    visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
+    from dataclasses import replace
+
+    return replace(with_visible(machine, visibility.visible), visible_env=value)
+
+
+def within(seconds: float, doing: list[str], work: Callable[[], T]) -> T:
+    """``work()``, given up on after ``seconds``.
+
+    A call into a hung driver cannot be interrupted, so it is left behind in a daemon thread.
+
+    :param doing: its last entry says what was being asked; it goes into the error.
+    :raises NvmlTimeoutError: it took longer.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="pytest-multigpu-nvml", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if results:
+        return results[0]
+    raise NvmlTimeoutError(f"NVML did not answer within {seconds:g} s while {doing[-1]}")
+
+
+def _read(nvml: NvmlLike | None, doing: list[str]) -> Machine:
+    try:
+        binding = load_nvml() if nvml is None else nvml
+    except ImportError as error:
+        return Machine(
+            problem=f"nvidia-ml-py cannot be imported ({error}): pip install nvidia-ml-py"
+        )
+    try:
+        open_nvml(binding)
+        doing.append("counting the GPUs")
+        count = int(binding.nvmlDeviceGetCount())
+    except binding.NVMLError as error:
+        return _without_gpus(error)
+    driver = _try(binding, binding.nvmlSystemGetDriverVersion)
+    cuda = _try(binding, binding.nvmlSystemGetCudaDriverVersion)
+    if count == 0 and (files := count_device_files()):
+        problem = f"NVML lists no GPU although {_files(files)}: a GPU has fallen off the bus"
+        return Machine(driver=driver, problem=problem)
+    gpus = []
+    for index in range(count):
+        doing.append(f"reading GPU {index}")
+        gpus.append(_read_gpu(binding, index))
+    return Machine(gpus=tuple(gpus), driver=_text(driver), cuda=_cuda_version(cuda))
+
+
+def _without_gpus(error: Exception) -> Machine:
+    code = getattr(error, "value", None)
+    files = count_device_files()
+    if code == LIBRARY_NOT_FOUND:
+        if not files:
+            return Machine()
+        return Machine(
+            problem=f"libnvidia-ml.so.1 is missing although {_files(files)}: "
+            "start the container with the NVIDIA runtime (docker run --gpus all)"
+        )
+    if code == VERSION_MISMATCH:
+        return Machine(
+            problem="the NVIDIA driver and its library have different versions: "
+            "reboot the machine, or rent another"
+        )
+    return Machine(problem=f"NVML cannot start: {error}")
+
+
+def _files(count: int) -> str:
+    return "/dev has 1 NVIDIA GPU" if count == 1 else f"/dev has {count} NVIDIA GPUs"
+
+
+def _read_gpu(nvml: NvmlLike, index: int) -> Gpu:
+    name, uuid = "unknown", ""
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        name = _text(nvml.nvmlDeviceGetName(handle)) or name
+        uuid = _text(nvml.nvmlDeviceGetUUID(handle)) or uuid
+        total, free, used, reserved = read_memory(nvml, handle)
+    except nvml.NVMLError as error:
+        return Gpu(
+            index=index,
+            cuda_index=None,
+            uuid=uuid,
+            name=name,
+            total_bytes=0,
+            free_bytes=0,
+            problem=f"GPU {index} cannot be read: {error}",
+        )
+    capability = _try(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    return Gpu(
+        index=index,
+        cuda_index=None,
+        uuid=uuid,
+        name=name,
+        total_bytes=total,
+        free_bytes=free,
+        used_bytes=used,
+        reserved_bytes=reserved,
+        capability=None if capability is None else (int(capability[0]), int(capability[1])),
+    )
+
+
+def read_memory(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int]:
+    """(total, free, used, reserved) bytes of a GPU.
+
+    Drivers before 510 have no v2 structure: there ``used`` includes what the driver reserves,
+    and ``reserved`` is 0.
+
+    :raises Exception: ``NVMLError`` of the binding.
+    """
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=_MEMORY_V2)
+        reserved = int(memory.reserved)
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) not in (FUNCTION_NOT_FOUND, NOT_SUPPORTED, 25):
+            raise
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        reserved = 0
+    return int(memory.total), int(memory.free), int(memory.used), reserved
+
+
+def _try(nvml: NvmlLike, ask: Callable[[], Any]) -> Any:
+    """The answer, or None where this GPU or driver has none."""
+    try:
+        return ask()
+    except nvml.NVMLError:
+        return None
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _cuda_version(number: int | None) -> str | None:
+    """``13000`` as ``13.0``."""
+    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
