@@ -54,9 +54,7 @@ def main(
     try:
         _steps(arguments, emitter, wrap)
     except GpuError as error:
-        emitter.emit(
-            "failed", step=emitter.step_name, gpus=list(error.gpus), reason=str(error)
-        )
+        emitter.emit("failed", step=emitter.step_name, gpus=list(error.gpus), reason=str(error))
         return 1
     except Exception as error:
         emitter.emit("failed", step=emitter.step_name, gpus=[], reason=one_line(error))
