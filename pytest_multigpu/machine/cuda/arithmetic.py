@@ -1,0 +1,145 @@
+"""The same seeded products on every GPU, and how fast products and memory are there.
+
+Operands are integers of the uploaded random bytes scaled by a power of two: the same bits on
+every GPU without any random generator. Imports torch inside functions only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from .copies import checksum
+from .emitter import Emitter
+
+if TYPE_CHECKING:
+    import torch
+
+    from .backend import Backend
+
+MATRIX_SIZE = 4096
+SAMPLE = 32
+"""Rows and columns of the sample that the CPU recomputes in float64, spread over the product."""
+MIB = 1 << 20
+MEMORY_BUFFER_BYTES = 512 * MIB
+LEAST_MEMORY_BUFFER_BYTES = 256 * MIB
+"""Smaller copies would measure the cache (126 MB on the largest cards) as well."""
+
+
+def operands(words: torch.Tensor, dtype: str, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two square matrices from the first words, the same bits on any device.
+
+    :param words: (n,) int64.
+    :param dtype: ``bfloat16``: bytes / 128, exact; ``float32``: 32-bit integers / 2**31.
+    :param limit: largest size; the words' number may force a smaller one (a multiple of 16).
+    """
+    import torch
+
+    integers = words.view(torch.int8 if dtype == "bfloat16" else torch.int32)
+    size = min(limit, math.isqrt(integers.numel() // 2) // 16 * 16)
+    scale = 1 / 128 if dtype == "bfloat16" else 2.0**-31
+    both = integers[: 2 * size * size].to(getattr(torch, dtype)) * scale
+    left, right = both.view(2, size, size).unbind(0)
+    return left, right
+
+
+def sample_error(product: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest error of a spread sample of ``product`` over the sample's largest true value.
+
+    All on the CPU, (size, size); the reference is float64. Infinite if not finite.
+    """
+    import torch
+
+    step = max(1, left.shape[0] // SAMPLE)
+    truth = left[::step].to(torch.float64) @ right[:, ::step].to(torch.float64)
+    error = (product.to(torch.float64) - truth).abs().max() / truth.abs().max()
+    return float(error) if bool(torch.isfinite(error)) else math.inf
+
+
+def products(
+    backend: Backend, emitter: Emitter, uploaded: dict[int, torch.Tensor], host: torch.Tensor
+) -> None:
+    """bf16 and fp32 (TF32 off) on all GPUs at once; the references from the host's words."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for dtype, limit, bits in (
+        ("bfloat16", MATRIX_SIZE, torch.int16),
+        ("float32", MATRIX_SIZE // 2, torch.int32),
+    ):
+        host_left, host_right = operands(host, dtype, limit)
+        step = max(1, host_left.shape[0] // SAMPLE)
+
+        def multiply(
+            gpu: int,
+            dtype: str = dtype,
+            limit: int = limit,
+            bits: torch.dtype = bits,
+            step: int = step,
+        ) -> tuple[int, torch.Tensor]:
+            left, right = operands(uploaded[gpu], dtype, limit)
+            product = backend.matmul(left, right, gpu)
+            return checksum(product.view(bits)), product[::step, ::step].cpu()
+
+        found = emitter.each(sorted(uploaded), multiply)
+        for gpu, (total, sample) in zip(sorted(uploaded), found, strict=True):
+            emitter.result(
+                "product",
+                gpu=gpu,
+                dtype=dtype,
+                size=host_left.shape[0],
+                checksum=total,
+                relative_error=sample_error(sample, host_left, host_right),
+            )
+
+
+def load(
+    backend: Backend, emitter: Emitter, uploaded: dict[int, torch.Tensor], seconds: float
+) -> None:
+    """bf16 products on all GPUs at once for about ``seconds``: clocks and throttling show."""
+
+    def busy(gpu: int) -> float:
+        left, right = operands(uploaded[gpu], "bfloat16", MATRIX_SIZE)
+        operations = 2 * left.shape[0] ** 3
+
+        def run(count: int) -> float:
+            def work() -> None:
+                for _ in range(count):
+                    backend.matmul(left, right, gpu)
+
+            return backend.seconds_of(gpu, work)
+
+        once = run(8) / 8
+        count = max(8, min(4000, int(seconds / once)))
+        return operations * count / run(count) / 1e12
+
+    gpus = sorted(uploaded)
+    for gpu, speed in zip(gpus, emitter.each(gpus, busy), strict=True):
+        emitter.result("load", gpu=gpu, tflop_per_s=speed)
+
+
+def memory_speeds(backend: Backend, emitter: Emitter, buffer_bytes: int | None = None) -> None:
+    """Copies within each GPU, all at once; bytes read plus bytes written."""
+    import torch
+
+    def copy(gpu: int) -> float | None:
+        size = buffer_bytes or min(MEMORY_BUFFER_BYTES, backend.free_bytes(gpu) // 3)
+        if buffer_bytes is None and size < LEAST_MEMORY_BUFFER_BYTES:
+            return None
+        device = backend.device(gpu)
+        source = torch.zeros(size, dtype=torch.uint8, device=device)
+        out = torch.empty(size, dtype=torch.uint8, device=device)
+
+        def work() -> None:
+            backend.copy_within(out, source, gpu)
+
+        return 2 * size / min(backend.seconds_of(gpu, work) for _ in range(4)) / 1e9
+
+    gpus = range(backend.count)
+    for gpu, speed in zip(gpus, emitter.each(gpus, copy), strict=True):
+        if speed is None:
+            emitter.unmeasured(
+                [gpu], f"less than {3 * LEAST_MEMORY_BUFFER_BYTES // MIB} MiB free on GPU {gpu}"
+            )
+        else:
+            emitter.result("memory speed", gpu=gpu, gb_per_s=speed)
