@@ -124,6 +124,11 @@ def add_options(parser: pytest.Parser) -> None:
             parser.addini(option.ini, option.help.replace("%%", "%"), default=None)
 
 
+def plan_wanted(config: pytest.Config) -> bool:
+    """``--gpu-plan`` was given, or is in the ini file."""
+    return bool(config.getoption("gpu_plan") or config.getini("gpu_plan"))
+
+
 def resolve(config: pytest.Config) -> Settings:
     """The settings of this run.
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from . import markers
+from .errors import UsageError
 from .judging.verdict import decide
 from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.json import ReportFile
-from .errors import UsageError
 from .session import GpuSession
 
 _OURS = {"gpu_inventory", "gpu_memory", "gpu_model", "gpu_plan", "gpu_probe", "gpu_worker"}
@@ -45,12 +45,11 @@ class RunLog:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Know whether the run is about GPUs at all, and start what can run ahead."""
-        if self.config.option.collectonly:
-            return
         items = session.items
         self.active = self.active or any(map(_about_gpus, items))
-        needs = {markers.check_needs(item) for item in items} - {None}
-        if not needs or hasattr(self.config.option, "dist") and self._distributes():
+        if self.config.option.collectonly or self._distributes():
+            return
+        if not any(markers.check_needs(item) for item in items):
             return
         try:
             self.session.start(gpu_checks=any(_uses(item, "gpu_worker") for item in items))
@@ -58,11 +57,13 @@ class RunLog:
             raise pytest.UsageError(str(error)) from None
 
     def _distributes(self) -> bool:
+        """The controller of an xdist run: its workers do the work."""
         return not self.is_worker and self.config.getoption("dist", "no") != "no"
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.report = replace(self.report, running=nodeid)
-        self._write()
+        if self.active:
+            self._write()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._phases.setdefault(report.nodeid, []).append(report)
@@ -111,20 +112,25 @@ class RunLog:
         status = int(session.exitstatus)
         if status == pytest.ExitCode.USAGE_ERROR:
             return result  # pytest prints that one line itself
-        verdict = decide(self._with_facts(), exit_status=status, strict=self.session.settings.strict)
+        strict = self.session.settings.strict
+        verdict = decide(self._with_facts(), exit_status=status, strict=strict)
         self.report = replace(self._with_facts(), verdict=verdict)
         session.exitstatus = verdict.exit_code
-        self._finish_reports()
-        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            colour = {"green": True} if verdict.ready else {"red": True}
-            reporter.write_line(verdict.line, bold=True, **colour)
+        self._write()
+        self._print(terminal.verdict_lines(self.report))
         return result
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.active or terminalreporter.verbosity < 0:
-            return
-        terminal.write(terminalreporter, self._with_facts())
+        """The tables, above pytest's own last line; the verdict follows after it."""
+        verbosity = terminalreporter.verbosity
+        if self.active and verbosity >= 0:
+            self._print(terminal.summary_lines(self._with_facts(), verbosity=verbosity))
+
+    def _print(self, lines: list[terminal.Line]) -> None:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            for line in lines:
+                reporter.write_line(line.text, **line.kwargs)
 
 
 def _about_gpus(item: pytest.Item) -> bool:

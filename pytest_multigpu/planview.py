@@ -1,0 +1,31 @@
+"""``--gpu-plan``: print the plan, and what else to rent or change, then exit."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from .options import Settings
+from .records.report import RunReport
+from .report.json import ReportFile
+from .report.terminal import plan_lines
+from .session import GpuSession
+
+
+def print_plan(settings: Settings) -> int:
+    """0 if the plan fits, 1 if not.
+
+    :raises UsageError: bad input.
+    """
+    session = GpuSession(settings, os.environ)
+    session.plans.check_inputs()
+    plan = session.plan
+    for line in plan_lines(plan):
+        print(line.text)
+    if settings.report_dir is not None:
+        report = RunReport(
+            started=time.time(), tier_asked=settings.tier, versions=session.versions
+        )
+        ReportFile(settings.report_dir).update(replace(report, **session.facts()))
+    return 0 if plan.fits else 1
