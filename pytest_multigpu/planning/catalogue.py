@@ -1,0 +1,268 @@
+"""GPU types: what a card of that name really has, and what renting one costs. Imports errors.
+
+``total_bytes`` and ``reserved_bytes`` are what the card itself reports through NVML, not what the
+box says: an "80 GB" H100 has 81559 MiB. Bandwidths are the data sheets'. Prices are an
+indication: typical on-demand rental per GPU and hour as seen in ``PRICES_AS_OF``; they move, and
+``--gpu-catalogue=FILE`` replaces them::
+
+    {"H100": {"price": 2.10}, "MyCard": {"total": 48000000000, "bandwidth": 900, "price": 0.4}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import UsageError
+from ..units import MIB
+
+PRICES_AS_OF = "2026-11"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuType:
+    """One row: everything a plan needs to know about a card that isn't there."""
+
+    key: str
+    """The name used in ``--gpu-simulate``: ``H100``, ``A100-40GB``."""
+    name: str
+    """As NVML names it."""
+    total_bytes: int
+    """NVML's total."""
+    bandwidth_gb_s: float
+    """Device memory bandwidth by the data sheet, 10**9 bytes a second."""
+    reserved_bytes: int = 480 * MIB
+    """What the driver keeps for itself on an idle card; in neither free nor used."""
+    price_usd_hour: float | None = None
+    """Typical on-demand rental of one GPU, ``PRICES_AS_OF``; None if it has no usual price."""
+    capability: tuple[int, int] | None = None
+    nvlink: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def free_bytes(self) -> int:
+        """Of an idle card: total less what the driver reserves."""
+        return self.total_bytes - self.reserved_bytes
+
+
+def _row(
+    key: str,
+    name: str,
+    total_mib: int,
+    bandwidth: float,
+    price: float | None,
+    capability: tuple[int, int],
+    *aliases: str,
+    reserved_mib: int = 480,
+    nvlink: bool = False,
+) -> GpuType:
+    return GpuType(
+        key=key,
+        name=name,
+        total_bytes=total_mib * MIB,
+        reserved_bytes=reserved_mib * MIB,
+        bandwidth_gb_s=bandwidth,
+        price_usd_hour=price,
+        capability=capability,
+        nvlink=nvlink,
+        aliases=aliases,
+    )
+
+
+CATALOGUE: tuple[GpuType, ...] = (
+    _row(
+        "B200",
+        "NVIDIA B200",
+        183359,
+        8000,
+        4.50,
+        (10, 0),
+        "B200-180GB",
+        reserved_mib=640,
+        nvlink=True,
+    ),
+    _row(
+        "H200",
+        "NVIDIA H200",
+        143771,
+        4800,
+        3.20,
+        (9, 0),
+        "H200-141GB",
+        reserved_mib=600,
+        nvlink=True,
+    ),
+    _row(
+        "GH200",
+        "NVIDIA GH200 480GB",
+        97871,
+        4000,
+        1.70,
+        (9, 0),
+        "GH200-96GB",
+        reserved_mib=560,
+    ),
+    _row(
+        "H100",
+        "NVIDIA H100 80GB HBM3",
+        81559,
+        3350,
+        2.40,
+        (9, 0),
+        "H100-80GB",
+        "H100-SXM",
+        nvlink=True,
+    ),
+    _row("H100-PCIE", "NVIDIA H100 PCIe", 81559, 2000, 2.10, (9, 0)),
+    _row(
+        "A100-80GB",
+        "NVIDIA A100-SXM4-80GB",
+        81920,
+        2039,
+        1.40,
+        (8, 0),
+        "A100",
+        "A100-SXM",
+        nvlink=True,
+        reserved_mib=610,
+    ),
+    _row(
+        "A100-40GB",
+        "NVIDIA A100-SXM4-40GB",
+        40960,
+        1555,
+        0.95,
+        (8, 0),
+        nvlink=True,
+        reserved_mib=574,
+    ),
+    _row(
+        "RTXPRO6000",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+        97887,
+        1792,
+        1.70,
+        (12, 0),
+        "PRO6000",
+        reserved_mib=640,
+    ),
+    _row("A6000", "NVIDIA RTX A6000", 49140, 768, 0.49, (8, 6), "RTXA6000", reserved_mib=455),
+    _row(
+        "6000ADA",
+        "NVIDIA RTX 6000 Ada Generation",
+        49140,
+        960,
+        0.75,
+        (8, 9),
+        "RTX6000ADA",
+        reserved_mib=480,
+    ),
+    _row("L40S", "NVIDIA L40S", 46068, 864, 0.86, (8, 9), reserved_mib=585),
+    _row("A40", "NVIDIA A40", 46068, 696, 0.40, (8, 6), reserved_mib=560),
+    _row("V100-32GB", "Tesla V100-SXM2-32GB", 32768, 900, 0.35, (7, 0), "V100", nvlink=True),
+    _row("RTX5090", "NVIDIA GeForce RTX 5090", 32607, 1792, 0.70, (12, 0), "5090"),
+    _row("RTX4090", "NVIDIA GeForce RTX 4090", 24564, 1008, 0.40, (8, 9), "4090"),
+    _row("RTX3090", "NVIDIA GeForce RTX 3090", 24576, 936, 0.25, (8, 6), "3090"),
+    _row("L4", "NVIDIA L4", 23034, 300, 0.43, (8, 9)),
+    _row("A10", "NVIDIA A10", 23028, 600, 0.40, (8, 6), "A10G"),
+    _row("T4", "Tesla T4", 15360, 320, 0.20, (7, 5)),
+)
+
+
+def find(name: str, catalogue: tuple[GpuType, ...] = CATALOGUE) -> GpuType | None:
+    """The type of that key or alias, without regard to case, spaces and underscores."""
+    wanted = _folded(name)
+    for row in catalogue:
+        if wanted in {_folded(row.key), *map(_folded, row.aliases)}:
+            return row
+    return None
+
+
+def find_by_card(
+    name: str, total_bytes: int, catalogue: tuple[GpuType, ...] = CATALOGUE
+) -> GpuType | None:
+    """The type of a real card, by NVML's name; else None."""
+    same = [row for row in catalogue if row.name == name]
+    return min(same, key=lambda row: abs(row.total_bytes - total_bytes)) if same else None
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace(" ", "").replace("_", "").replace("-", "")
+
+
+_FIELDS = ("name", "total", "reserved", "bandwidth", "price", "capability", "nvlink")
+
+
+def merge_catalogue(
+    loaded: object, *, source: str, base: tuple[GpuType, ...] = CATALOGUE
+) -> tuple[GpuType, ...]:
+    """``base`` with the rows of a catalogue file changed or added.
+
+    :param loaded: what ``json.load`` made of the file: an object of objects. Keys starting with
+        ``_comment`` are left alone. ``total`` and ``reserved`` are bytes, ``bandwidth`` GB/s,
+        ``price`` US dollars per GPU and hour.
+    :param source: the file's name, for errors.
+    :raises UsageError: naming the file and the key.
+    """
+    if not isinstance(loaded, Mapping):
+        raise UsageError(
+            f"{source}: a catalogue is a JSON object of GPU types; "
+            'write {"H100": {"price": 2.4}}'
+        )
+    rows = {row.key: row for row in base}
+    for key, fields in loaded.items():
+        if str(key).startswith("_comment"):
+            continue
+        known = find(str(key), tuple(rows.values()))
+        row = _merged(known, str(key), fields, source)
+        rows[row.key] = row
+    return tuple(rows.values())
+
+
+def _merged(known: GpuType | None, key: str, fields: object, source: str) -> GpuType:
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"{source}: {key} is not an object; write {{\"price\": 2.4}}")
+    changes: dict[str, Any] = {}
+    for field, value in fields.items():
+        if str(field).startswith("_comment"):
+            continue
+        changes.update(_field(f"{source}: {key}.{field}", str(field), value))
+    if known is not None:
+        row = replace(known, **changes)
+    else:
+        for field, name in (("total", "total_bytes"), ("bandwidth", "bandwidth_gb_s")):
+            if name not in changes:
+                raise UsageError(f"{source}: {key} is a new GPU type and has no {field}; add it")
+        row = GpuType(key=key, **{"name": key, **changes})
+    if row.reserved_bytes >= row.total_bytes:
+        raise UsageError(f"{source}: {key}.reserved is not below its total; give both in bytes")
+    return row
+
+
+def _field(where: str, field: str, value: object) -> dict[str, Any]:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if field in ("total", "reserved"):
+        if not isinstance(value, int) or isinstance(value, bool) or value < (field == "total"):
+            raise UsageError(f"{where} is {value!r}, not a number of bytes; write 85520809984")
+        return {f"{field}_bytes": value}
+    if field in ("bandwidth", "price"):
+        if not number or not 0 < float(str(value)) < 1e6:
+            unit = "GB/s" if field == "bandwidth" else "US dollars per hour"
+            raise UsageError(f"{where} is {value!r}, not a number above 0 in {unit}")
+        name = "bandwidth_gb_s" if field == "bandwidth" else "price_usd_hour"
+        return {name: float(str(value))}
+    if field == "capability":
+        pair = isinstance(value, list) and len(value) == 2
+        if not pair or not all(type(part) is int for part in value):  # type: ignore[attr-defined]
+            raise UsageError(f"{where} is {value!r}, not a compute capability; write [9, 0]")
+        return {"capability": tuple(value)}  # type: ignore[arg-type]
+    if field == "nvlink":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where} is {value!r}; write true or false")
+        return {"nvlink": value}
+    if field == "name":
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{where} is {value!r}; write the name that nvidia-smi shows")
+        return {"name": value}
+    raise UsageError(f"{where} is not a known key; known: {', '.join(_FIELDS)}")

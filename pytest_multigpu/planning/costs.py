@@ -1,0 +1,76 @@
+"""Measured constants behind the predicted peaks, with the hardware and versions they come from.
+
+Everything that follows from shapes is a formula in :mod:`.forward`; here is what only a
+measurement can tell. ``benchmarks/peaks.py`` measures them and compares the predictions; a new
+measurement is a new row in ``MEASURED``. Imports units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..units import MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Bytes and thresholds that a plan adds to the shapes. One row a kind of GPU."""
+
+    hardware: str
+    versions: str
+    context_bytes: int
+    """NVML ``used`` of one process after ``import torch`` and a first kernel on that GPU."""
+    module_bytes: int
+    """More of the same once generation ran: cuBLAS, attention and quantisation kernels loaded."""
+    workspace_bytes: int
+    """cuBLAS workspace that torch takes from its allocator at the first matrix product
+    (``at::cuda::getChosenWorkspaceSize``: 32 MiB from compute capability 9.0, else 8.125 MiB)."""
+    dequantise_above_tokens: int
+    """bitsandbytes multiplies nf4 weights directly up to that many tokens; above, it first
+    dequantises the whole Linear to 16 bit."""
+    int8_outlier_share: float = 0.0
+    """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit."""
+    int8_outlier_share_down: float = 0.0
+    """The same for the Linear after the activation function, whose inputs have longer tails."""
+    int8_load_copies: int = 2
+    """16-bit copies of one weight on its GPU while it is quantised to int8."""
+    warmup: bool = True
+    """Whether loading starts with one allocation of all weights (``caching_allocator_warmup``)."""
+
+
+HOPPER = Costs(
+    hardware="NVIDIA H100 80GB HBM3",
+    versions="torch 2.11, transformers 5.17, bitsandbytes 0.50.2, driver 580",
+    context_bytes=532 * MIB,
+    module_bytes=96 * MIB,
+    workspace_bytes=32 * MIB,
+    dequantise_above_tokens=64,
+)
+OTHER = Costs(
+    hardware="any other GPU, not measured: Hopper's figures, the older cuBLAS workspace",
+    versions=HOPPER.versions,
+    context_bytes=532 * MIB,
+    module_bytes=96 * MIB,
+    workspace_bytes=8320 * 1024,
+    dequantise_above_tokens=64,
+)
+CPU = Costs(
+    hardware="CPU",
+    versions="",
+    context_bytes=0,
+    module_bytes=0,
+    workspace_bytes=0,
+    dequantise_above_tokens=0,
+    warmup=False,
+)
+
+MEASURED: tuple[tuple[tuple[int, int], Costs], ...] = (((9, 0), HOPPER),)
+"""By compute capability."""
+
+
+def costs_for(capability: tuple[int, int] | None) -> Costs:
+    """The measured row of that compute capability, or the stand-in for unmeasured GPUs."""
+    for known, costs in MEASURED:
+        if capability == known:
+            return costs
+    return OTHER

@@ -1,0 +1,279 @@
+"""A decoder's forward pass as a sequence of allocations, replayed on simulated allocators.
+
+The order of allocations and releases is that of ``LlamaDecoderLayer`` in transformers 5.x with
+SDPA attention, no padding mask and no gradient (``modeling_llama.py``, ``cache_utils.py``) and of
+bitsandbytes' ``Linear8bitLt`` and ``Linear4bit`` (``autograd/_functions.py``,
+``backends/cuda/ops.py``). Other decoders with the same sizes follow it closely; what is unlike
+Llama is named in ``Architecture.unknown``.
+
+``t`` is tokens x sequences in one pass. Imports records and its own part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..records.plan import Architecture, Block
+from .allocator import Allocator, Held
+from .costs import Costs
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(kw_only=True)
+class Gpu:
+    """One GPU while a forward is replayed on it."""
+
+    allocator: Allocator
+    costs: Costs
+    cache: dict[str, tuple[Held, Held]] = field(default_factory=dict)
+    """Layer name to its K and V."""
+
+
+class Forward:
+    """Replays passes of one model. Blocks arrive in forward order with their GPU."""
+
+    def __init__(self, architecture: Architecture, *, logits_rows: int) -> None:
+        """:param logits_rows: positions whose logits a pass makes: 1 a sequence in ``generate``."""
+        self.size = DTYPE_BYTES[architecture.dtype]
+        self.tier = architecture.tier
+        self.cast_to_half = architecture.dtype != "float16"
+        self.hidden = architecture.hidden_size
+        self.query = architecture.heads * architecture.head_dim
+        self.kv = architecture.kv_heads * architecture.head_dim
+        self.intermediate = architecture.intermediate_size
+        self.vocab = architecture.vocab_size
+        self.head_dim = architecture.head_dim
+        self.logits_rows = logits_rows
+
+    def run(
+        self,
+        blocks: list[tuple[Block, Gpu]],
+        *,
+        tokens: int,
+        batch: int,
+        total_tokens: int,
+        keep_cache: bool = True,
+        capture: bool = False,
+    ) -> None:
+        """One pass of ``tokens`` new tokens for each of ``batch`` sequences.
+
+        :param total_tokens: tokens in the cache afterwards.
+        :param capture: keep one layer's output, as a probe's hook does, and score it in fp32.
+        """
+        t = tokens * batch
+        first = blocks[0][1]
+        embedded = first.allocator.take(t * self.hidden * self.size)
+        cosines = [first.allocator.take(t * self.head_dim * self.size) for _ in range(2)]
+        x, x_gpu = embedded, first
+        captured: tuple[Held, Gpu] | None = None
+        for block, gpu in blocks:
+            if block.kind == "layer":
+                a = gpu.allocator
+                moved = x
+                extra: list[Held] = []
+                if gpu is not x_gpu:
+                    moved = a.take(t * self.hidden * self.size)
+                if gpu is not first:
+                    extra = [a.take(t * self.head_dim * self.size) for _ in range(2)]
+                y = self._layer(gpu, block, moved, t, batch, total_tokens, keep_cache)
+                for held in extra:
+                    a.drop(held)
+                if moved is not x:
+                    a.drop(moved)
+                if x is not embedded:
+                    x_gpu.allocator.drop(x)
+                x, x_gpu = y, gpu
+                if capture and captured is None:
+                    captured = (a.take(t * self.hidden * self.size), gpu)
+        norm = next((gpu for block, gpu in blocks if block.kind == "norm"), x_gpu)
+        head = next((gpu for block, gpu in blocks if block.kind == "head"), norm)
+        moved = x if norm is x_gpu else norm.allocator.take(t * self.hidden * self.size)
+        normed = self._norm(norm.allocator, t)
+        if moved is not x:
+            norm.allocator.drop(moved)
+        if x is not embedded:
+            x_gpu.allocator.drop(x)
+        for held in cosines:
+            first.allocator.drop(held)
+        first.allocator.drop(embedded)
+        self._logits(head, first, batch)
+        norm.allocator.drop(normed)
+        if captured is not None:
+            held, gpu = captured
+            upcast = gpu.allocator.take(t * self.hidden * 4)
+            gpu.allocator.drop(upcast)
+            gpu.allocator.drop(held)
+
+    def _logits(self, head: Gpu, first: Gpu, batch: int) -> None:
+        """``lm_head``; the root hook moves them to the input's GPU; ``generate`` makes fp32."""
+        rows = self.logits_rows * batch
+        logits = head.allocator.take(rows * self.vocab * self.size)
+        moved = logits if head is first else first.allocator.take(rows * self.vocab * self.size)
+        upcast = first.allocator.take(batch * self.vocab * 4)
+        first.allocator.drop(upcast)
+        if moved is not logits:
+            first.allocator.drop(moved)
+        head.allocator.drop(logits)
+
+    def _layer(
+        self,
+        gpu: Gpu,
+        block: Block,
+        x: Held,
+        t: int,
+        batch: int,
+        total_tokens: int,
+        keep_cache: bool,
+    ) -> Held:
+        """``LlamaDecoderLayer.forward``; ``x`` stays with the caller, the output is returned.
+
+        At the worst moment 16-bit Llama holds x, the residual, the normed input, and three
+        tensors of the intermediate size (activated gate, up, product).
+        """
+        del x  # held by the caller throughout
+        a, size = gpu.allocator, self.size
+        hidden, query, kv = t * self.hidden * size, t * self.query * size, t * self.kv * size
+        normed = self._norm(a, t)
+        q = self._linear(gpu, t, self.query, self.hidden)
+        k = self._linear(gpu, t, self.kv, self.hidden)
+        v = self._linear(gpu, t, self.kv, self.hidden)
+        q_rotated = self._rotate(a, query)
+        k_rotated = self._rotate(a, kv)
+        a.drop(q)
+        a.drop(k)
+        cache = self._extend_cache(gpu, block, batch, total_tokens) if keep_cache else ()
+        if keep_cache:
+            a.drop(k_rotated)
+            a.drop(v)
+        attended = a.take(query)
+        statistics = a.take(max(4, t * self.query // self.head_dim * 4))  # fp32 log-sum-exp
+        a.drop(statistics)
+        a.drop(q_rotated)
+        if not keep_cache:
+            a.drop(k_rotated)
+            a.drop(v)
+        del cache
+        out = self._linear(gpu, t, self.hidden, self.query)
+        a.drop(attended)
+        a.drop(normed)
+        residual = a.take(hidden)
+        a.drop(out)
+        normed = self._norm(a, t)
+        mlp = self._mlp(gpu, t)
+        a.drop(normed)
+        result = a.take(hidden)
+        a.drop(mlp)
+        a.drop(residual)
+        return result
+
+    def _norm(self, a: Allocator, t: int) -> Held:
+        """``LlamaRMSNorm``: an fp32 copy, its square, the fp32 result, two in the model's dtype."""
+        wide, narrow = t * self.hidden * 4, t * self.hidden * self.size
+        upcast = a.take(wide)
+        squared = a.take(wide)
+        variance = a.take(max(4, t * 4))
+        a.drop(squared)
+        scaled = a.take(wide)
+        a.drop(upcast)
+        cast = a.take(narrow)
+        result = a.take(narrow)
+        a.drop(cast)
+        a.drop(scaled)
+        a.drop(variance)
+        return result
+
+    @staticmethod
+    def _rotate(a: Allocator, size: int) -> Held:
+        """``apply_rotary_pos_emb``: x * cos + rotate_half(x) * sin."""
+        straight = a.take(size)
+        negated = a.take(size // 2)
+        turned = a.take(size)
+        a.drop(negated)
+        product = a.take(size)
+        a.drop(turned)
+        result = a.take(size)
+        a.drop(product)
+        a.drop(straight)
+        return result
+
+    def _extend_cache(
+        self, gpu: Gpu, block: Block, batch: int, total_tokens: int
+    ) -> tuple[Held, Held]:
+        """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V."""
+        tokens = total_tokens if block.kv_window is None else min(total_tokens, block.kv_window)
+        half = max(1, block.kv_bytes_per_token * tokens * batch // 2)
+        old = gpu.cache.get(block.name)
+        new = []
+        for part in range(2):
+            new.append(gpu.allocator.take(half))
+            if old is not None:
+                gpu.allocator.drop(old[part])
+        gpu.cache[block.name] = (new[0], new[1])
+        return gpu.cache[block.name]
+
+    def _mlp(self, gpu: Gpu, t: int) -> Held:
+        """``down(act(gate(x)) * up(x))``."""
+        a, wide = gpu.allocator, t * self.intermediate * self.size
+        gate = self._linear(gpu, t, self.intermediate, self.hidden)
+        activated = a.take(wide)
+        a.drop(gate)
+        up = self._linear(gpu, t, self.intermediate, self.hidden)
+        product = a.take(wide)
+        a.drop(up)
+        a.drop(activated)
+        down = self._linear(gpu, t, self.hidden, self.intermediate, down=True)
+        a.drop(product)
+        return down
+
+    def _linear(self, gpu: Gpu, t: int, rows: int, columns: int, down: bool = False) -> Held:
+        """The output of one Linear of weight ``(rows, columns)`` and what it needs meanwhile."""
+        if self.tier == "4bit":
+            return self._linear_nf4(gpu, t, rows, columns)
+        if self.tier == "8bit":
+            return self._linear_int8(gpu, t, rows, columns, down)
+        return gpu.allocator.take(t * rows * self.size)
+
+    def _linear_nf4(self, gpu: Gpu, t: int, rows: int, columns: int) -> Held:
+        """``_dequant_linear_fallback``: the weight in 16 bit, then a plain product."""
+        a = gpu.allocator
+        if t <= gpu.costs.dequantise_above_tokens:
+            return a.take(t * rows * self.size)
+        weight = a.take(rows * columns * self.size)
+        result = a.take(t * rows * self.size)
+        a.drop(weight)
+        return result
+
+    def _linear_int8(self, gpu: Gpu, t: int, rows: int, columns: int, down: bool) -> Held:
+        """``MatMul8bitLt``: fp16 copy and outlier mask of the input, its int8 form, the int32
+        product, its fp16 form, the result; outlier columns multiplied in 16 bit."""
+        a, costs = gpu.allocator, gpu.costs
+        half = a.take(t * columns * 2) if self.cast_to_half else None
+        quantised = a.take(t * columns)
+        magnitude = a.take(t * columns * 2)
+        mask = a.take(t * columns)
+        a.drop(magnitude)
+        a.drop(mask)
+        if half is not None:
+            a.drop(half)
+        share = costs.int8_outlier_share_down if down else costs.int8_outlier_share
+        outliers: list[Held] = []
+        kept = int(columns * share)
+        if kept:
+            outliers = [a.take(t * kept * self.size)]
+            wide = a.take(rows * kept * 4)
+            outliers.append(a.take(rows * kept * self.size))
+            a.drop(wide)
+        product = a.take(t * rows * 4)
+        result = a.take(t * rows * 2)
+        if self.cast_to_half:
+            as_half, result = result, a.take(t * rows * self.size)
+            a.drop(as_half)
+        a.drop(product)
+        if outliers:
+            without, result = result, a.take(t * rows * self.size)
+            a.drop(without)
+        for held in outliers:
+            a.drop(held)
+        a.drop(quantised)
+        return result
