@@ -17,8 +17,11 @@ from .errors import UsageError
 from .options import Settings
 from .records.machine import Machine
 from .records.plan import TIERS, Architecture, DeviceMap, Plan, Tier
+from .requirements import GpuRequirement, unmet
+from .units import gib
 
 if TYPE_CHECKING:
+    from .model.automap import AutoMap
     from .model.config import ResolvedModel
     from .planning.catalogue import GpuType
 
@@ -61,20 +64,14 @@ class PlanBook:
         return "checkpoint"
 
     @cached_property
-    def given_map(self) -> Mapping[str, Any] | None:
+    def given_map(self) -> Any:
         """The device map of a ``--gpu-placement`` file as written; None for auto and balanced.
 
         :raises UsageError: unreadable or malformed.
         """
         if self.settings.placement in ("auto", "balanced"):
             return None
-        data = read_json(Path(self.settings.placement), "--gpu-placement")
-        if not isinstance(data, dict):
-            raise UsageError(
-                f"{self.settings.placement}: must hold one JSON object of module path to device, "
-                f"not {type(data).__name__}"
-            )
-        return data
+        return read_json(Path(self.settings.placement), "--gpu-placement")
 
     def check_inputs(self) -> None:
         """Find bad input before anything runs.
@@ -82,10 +79,8 @@ class PlanBook:
         :raises UsageError: the model or the device map cannot be what was meant.
         """
         self.resolved  # noqa: B018
-        if self.given_map is not None and self.settings.tier != "cpu":
-            from .planning.device_maps import check_devices
-
-            check_devices(self.given_map, self.machine, source=self.settings.placement)
+        if self.given_map is not None and self.machine.visible:
+            self._parsed_map(self.architecture("16bit"))
 
     @property
     def chosen(self) -> Plan:
@@ -123,3 +118,123 @@ class PlanBook:
             return None
         named = self.settings.named_tier
         return f"needs {'a tier that fits' if named is None else f'tier {named}'}; {plan.reasons[0]}"
+
+    def _make(self, tier: Tier) -> Plan:
+        from .planning.peaks import predict
+
+        settings = self.settings
+        architecture = self.architecture(tier)
+        if tier != "cpu" and not self.machine.visible:
+            return self._without_gpu(architecture)
+        device_map, refusal = self._place(architecture)
+        plan = predict(
+            architecture,
+            device_map,
+            self.machine,
+            context_tokens=settings.context,
+            batch=settings.batch,
+            weights=self.weights,
+            placement=settings.placement,
+        )
+        if refusal is not None:
+            reason = f"device_map='auto' refuses: {refusal}"
+            plan = dataclasses.replace(plan, fits=False, reasons=(reason, *plan.reasons))
+        return plan
+
+    def _place(self, architecture: Architecture) -> tuple[DeviceMap, str | None]:
+        """The device map of this tier, and why auto would refuse it."""
+        settings = self.settings
+        if architecture.tier == "cpu":
+            return {"": "cpu"}, None
+        if self.given_map is not None:
+            return self._parsed_map(architecture), None
+        if settings.placement == "balanced":
+            from .planning.partition import balanced
+
+            return (
+                balanced(
+                    architecture,
+                    self.machine,
+                    context_tokens=settings.context,
+                    batch=settings.batch,
+                ),
+                None,
+            )
+        auto = self._auto(architecture, _CPU_BYTES)
+        if auto.offloaded:
+            # Only now does it matter how much the host has: what goes to cpu, what to disk.
+            auto = self._auto(architecture, _available_host_bytes())
+        return auto.device_map, auto.refusal
+
+    def _auto(self, architecture: Architecture, cpu_bytes: int) -> AutoMap:
+        from .model.automap import auto_device_map
+        from .planning.costs import costs_for
+
+        free = {
+            position: max(0, gpu.free_bytes - costs_for(gpu.capability).context_bytes)
+            for position, gpu in enumerate(self.machine.visible_gpus)
+        }
+        return auto_device_map(
+            self.resolved,
+            tier=architecture.tier,
+            dtype=self.settings.dtype,
+            free_bytes=free,
+            cpu_bytes=cpu_bytes,
+        )
+
+    def _parsed_map(self, architecture: Architecture) -> dict[str, int | str]:
+        from .planning.device_maps import parse_device_map
+
+        return parse_device_map(
+            self.given_map,
+            source=self.settings.placement,
+            architecture=architecture,
+            machine=self.machine,
+        )
+
+    def _without_gpu(self, architecture: Architecture) -> Plan:
+        found = self.machine.problem or unmet(GpuRequirement(), self.machine)
+        return Plan(
+            architecture=architecture,
+            weights=self.weights,
+            placement=self.settings.placement,
+            context_tokens=self.settings.context,
+            batch=self.settings.batch,
+            fits=False,
+            reasons=(f"{gib(architecture.weights_bytes)} of weights have no GPU to go to: {found}",),
+            remedies=("run `pytest --gpu-plan --gpu-simulate=4xA6000` to see what would fit",),
+        )
+
+
+_CPU_BYTES = 1 << 50
+"""Host memory given to auto at first: without offload the map does not depend on it, and the
+cached plan of an earlier run stays good whatever is free today."""
+
+
+def _available_host_bytes() -> int:
+    """What psutil, and so transformers, takes for available: MemAvailable."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def read_json(path: Path, option: str) -> Any:
+    """The contents of a JSON file that an option names.
+
+    :raises UsageError: unreadable or malformed; names the option and the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option}: {path}: cannot be read: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"{option}: {path}: malformed JSON: {error}") from None
+
+
+def read_catalogue(path: Path | None) -> tuple[GpuType, ...]:
+    """The built-in GPU types, with the rows of ``--gpu-catalogue`` changed or added."""
+    from .planning.catalogue import CATALOGUE, merge_catalogue
+
+    if path is None:
+        return CATALOGUE
+    return merge_catalogue(read_json(path, "--gpu-catalogue"), source=str(path))
