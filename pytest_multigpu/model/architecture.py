@@ -82,7 +82,8 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         )
     blocks = _blocks(model, dtype, kv)
     hidden = int(text.hidden_size)
-    heads = int(text.num_attention_heads)
+    # Attention-free models have no such key; their KV cache is reported as unknown above.
+    heads = int(getattr(text, "num_attention_heads", None) or 1)
     return Architecture(
         model=resolved.name,
         model_class=type(model).__name__,
@@ -94,11 +95,19 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         layers=sum(block.kind == "layer" for block in blocks),
         heads=heads,
         kv_heads=kv.heads or int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or hidden // heads),
+        head_dim=_head_dim(text, hidden, heads),
         vocab_size=int(text.vocab_size),
         max_context=_optional_int(getattr(text, "max_position_embeddings", None)),
         unknown=tuple(unknown),
     )
+
+
+def _head_dim(text: Any, hidden: int, heads: int) -> int:
+    """Width of one query head; latent attention (DeepSeek) gives it in two parts."""
+    nope, rope = (getattr(text, f"qk_{part}_head_dim", None) for part in ("nope", "rope"))
+    if nope is not None and rope is not None:
+        return int(nope) + int(rope)
+    return int(getattr(text, "head_dim", None) or hidden // heads)
 
 
 def _optional_int(value: Any) -> int | None:
@@ -276,7 +285,7 @@ class _Sizer:
 def _bytes_4bit(count: int, parameter: Any) -> int:
     """Packed weights, absmax and lookup tables of one Linear (bitsandbytes quantize_4bit)."""
     packed = -(-count // 2)
-    absmax = -(-count // parameter.blocksize)
+    absmax = -(-count // int(parameter.blocksize))
     if parameter.compress_statistics:
         return packed + absmax + 4 * -(-absmax // NESTED_BLOCK) + NESTED_BYTES + NF4_CODE_BYTES
     return packed + 4 * absmax + NF4_CODE_BYTES

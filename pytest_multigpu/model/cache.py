@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..records.plan import Architecture, Block
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .automap import AutoMap
 
 _LIBRARIES = ("pytest-multigpu", "transformers", "accelerate", "bitsandbytes", "torch")
+_T = TypeVar("_T")
 _RULES = ("architecture.py", "automap.py", "cache.py", "kv.py", "meta.py")
 
 
@@ -85,7 +86,7 @@ def _own_code() -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, decode: Callable[[dict[str, Any]], Any]) -> Any:
+def _read(path: Path, decode: Callable[[dict[str, Any]], _T]) -> _T | None:
     """The entry; None if it is absent or damaged."""
     try:
         return decode(json.loads(path.read_text(encoding="utf-8")))

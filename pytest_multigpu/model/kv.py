@@ -74,9 +74,9 @@ def _windows(cache_layers: Sequence[Any], count: int) -> list[int | None]:
 def _shape(config: Any) -> tuple[int, int]:
     """KV heads and head_dim by the configuration's usual names."""
     text = config.get_text_config(decoder=True)
-    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return heads, int(head_dim)
+    query_heads = int(getattr(text, "num_attention_heads", None) or 1)
+    heads = int(getattr(text, "num_key_value_heads", None) or query_heads)
+    return heads, int(getattr(text, "head_dim", None) or text.hidden_size // query_heads)
 
 
 def _from_projections(
