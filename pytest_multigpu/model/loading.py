@@ -1,0 +1,308 @@
+"""``load_model``: a causal LM on its devices, from a checkpoint or with synthesised weights.
+
+May import records, errors, units and siblings; torch and transformers in functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import CheckpointError, LoadError, MultiGpuError, UsageError
+from ..records.model import LoadReport, PeakReading, PhasePeaks
+from ..records.plan import Architecture, Plan, Tier
+from ..records.progress import Progress
+from .filling import STOCK, Filling, missing_message, missing_tensors
+from .loaded import LoadedModel, empty_modules, free_devices
+from .placement import observe
+from .quantise import quantization_config
+from .safetensors_index import checkpoint_files, read_headers
+from .tokenizer import tokenizer_for
+
+if TYPE_CHECKING:
+    from .config import ResolvedModel
+
+Loader = Literal["auto", "pytest-multigpu", "transformers"]
+Weights = Literal["auto", "synthetic", "checkpoint"]
+
+
+def load_model(
+    model: str | ResolvedModel,
+    *,
+    tier: Tier,
+    dtype: str = "bfloat16",
+    device_map: Mapping[str, int | str] | str = "auto",
+    weights: Weights = "auto",
+    progress: Callable[[Progress], None] | None = None,
+    loader: Loader = "auto",
+    plan: Plan | None = None,
+    architecture: Architecture | None = None,
+) -> LoadedModel:
+    """Load ``model`` as ``AutoModelForCausalLM.from_pretrained`` would, bit for bit, but faster.
+
+    :param model: a preset's name, a folder, a hub id, or what ``resolve_config`` made of one.
+    :param tier: ``16bit`` (also ``cpu``), ``8bit`` (LLM.int8) or ``4bit`` (nf4).
+    :param dtype: of what is not quantised: ``bfloat16``, ``float16``, ``float32``.
+    :param device_map: block to CUDA index, ``cpu`` or ``disk``; or ``auto``, transformers' choice.
+    :param weights: ``auto`` takes the checkpoint if it is on this machine.
+    :param progress: called from any thread, at most ten times a second.
+    :param loader: ``transformers`` for its own loader; ``auto`` takes that one only for what the
+        fast one doesn't cover, and says so in ``load.notes``.
+    :raises UsageError: no such model, or no checkpoint where one was asked for.
+    :raises CheckpointError: files are missing, damaged or belong to another model.
+    :raises LoadError: it does not fit, or transformers refused.
+
+    Whatever goes wrong, an interrupt included, the GPUs are free again afterwards.
+    """
+    from .config import resolve_config
+
+    resolved = resolve_config(model) if isinstance(model, str) else model
+    checkpoint = _checkpoint(resolved, weights)
+    headers = None
+    if checkpoint is not None:
+        files = checkpoint_files(checkpoint)
+        headers = read_headers(files) if files is not None else {}
+    filling = Filling(
+        headers,
+        source=str(checkpoint or resolved.name),
+        loader=loader if headers is None or headers else STOCK,
+        progress=progress,
+    )
+    if checkpoint is not None and not headers:
+        filling.notes.append("loaded by transformers' own loader: it has no safetensors files")
+    started = time.perf_counter()
+    held: list[Any] = []
+    try:
+        _reset_peaks()
+        assembled, info = _assemble(resolved, checkpoint, tier, dtype, device_map, filling)
+        held.append(assembled)
+        _check_complete(assembled, info, filling, checkpoint)
+        _synchronise()
+        seconds = time.perf_counter() - started
+        return _finish(resolved, checkpoint, filling, held, seconds, plan, architecture, tier, dtype)
+    except BaseException as error:
+        problem = _problem(error, filling, resolved.name)
+        # Frames of the traceback hold the half-loaded model; so would the exception's context.
+        for each in (error, filling.failure):
+            if each is not None and each.__traceback__ is not None:
+                traceback.clear_frames(each.__traceback__)
+        filling.failure = None
+        for module in held:
+            empty_modules(module)
+        held.clear()
+        free_devices()
+        if problem is error:
+            raise
+        raise problem from None
+
+
+def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
+    if weights == "synthetic":
+        return None
+    if weights == "checkpoint" and resolved.checkpoint is None:
+        raise UsageError(
+            f"--gpu-weights=checkpoint: {resolved.name!r} has no checkpoint on this machine; "
+            "give the folder that holds it with --gpu-model, or use --gpu-weights=synthetic"
+        )
+    return resolved.checkpoint
+
+
+def _assemble(
+    resolved: ResolvedModel,
+    checkpoint: Any,
+    tier: Tier,
+    dtype: str,
+    device_map: Mapping[str, int | str] | str,
+    filling: Filling,
+) -> tuple[Any, Mapping[str, Any]]:
+    import torch
+
+    from .meta import _causal_lm_class, load_config
+
+    config = load_config(resolved)
+    cls = _causal_lm_class(resolved, config)
+    torch_dtype = getattr(torch, dtype)
+    options: dict[str, Any] = {}
+    stored = resolved.config_dict.get("quantization_config")
+    if stored is not None and checkpoint is not None:
+        config.quantization_config = dict(stored)  # the checkpoint's own quantisation
+    else:
+        quantization = quantization_config(tier, torch_dtype)
+        if quantization is not None:
+            options["quantization_config"] = quantization
+    if checkpoint is None:
+        options["state_dict"] = {}
+    else:
+        options["local_files_only"] = True
+    filler = filling.subclass(cls)
+    with _no_progress_bar():
+        model, info = filler.from_pretrained(
+            None if checkpoint is None else str(checkpoint),
+            config=config,
+            dtype=torch_dtype,
+            device_map=device_map if isinstance(device_map, str) else dict(device_map),
+            output_loading_info=True,
+            **options,
+        )
+    model.__class__ = cls
+    model.requires_grad_(requires_grad=False)
+    return model, info
+
+
+def _check_complete(
+    model: Any, info: Mapping[str, Any], filling: Filling, checkpoint: Any
+) -> None:
+    """transformers fills missing tensors with random numbers and a warning; here that fails."""
+    missing = missing_tensors(model, set(info["missing_keys"]))
+    if not missing:
+        return
+    if checkpoint is None:
+        raise LoadError(
+            f"{len(missing)} tensors could not be synthesised, first {missing[0]}; "
+            "this model needs a checkpoint"
+        )
+    raise CheckpointError(missing_message(str(checkpoint), missing))
+
+
+def _finish(
+    resolved: ResolvedModel,
+    checkpoint: Any,
+    filling: Filling,
+    held: list[Any],
+    seconds: float,
+    plan: Plan | None,
+    architecture: Architecture | None,
+    tier: Tier,
+    dtype: str,
+) -> LoadedModel:
+    model = held[0]
+    text = model.config.get_text_config(decoder=True)
+    length = getattr(text, "max_position_embeddings", None)
+    tokenizer, note = tokenizer_for(checkpoint, int(text.vocab_size), length)
+    if note is not None:
+        filling.notes.append(note)
+    _fit_generation(model, tokenizer, built_in=checkpoint is None or note is not None)
+    if architecture is None:
+        from .architecture import describe
+
+        architecture = plan.architecture if plan else describe(resolved, tier=tier, dtype=dtype)
+    free_devices()
+    report = LoadReport(
+        weights="synthetic" if checkpoint is None else "checkpoint",
+        seconds=seconds,
+        bytes=filling.meter.total_bytes,
+        loader=filling.used,
+        peaks=_peaks(),
+        notes=tuple(filling.notes),
+    )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        plan=plan,
+        placement=observe(model),
+        load=report,
+    )
+
+
+def _fit_generation(model: Any, tokenizer: Any, *, built_in: bool) -> None:
+    """The ids that generation stops and pads with, for the tokenizer that is really there."""
+    generation = model.generation_config
+    if built_in:
+        generation.bos_token_id = tokenizer.bos_token_id
+        generation.eos_token_id = tokenizer.eos_token_id
+        generation.pad_token_id = tokenizer.pad_token_id
+    elif generation.pad_token_id is None and tokenizer.pad_token_id is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _problem(error: BaseException, filling: Filling, name: str) -> BaseException:
+    """The one error to show for ``error``; an interrupt stays what it is."""
+    if not isinstance(error, Exception):
+        return error
+    cause = filling.failure if isinstance(filling.failure, Exception) else error
+    if isinstance(cause, MultiGpuError):
+        return cause
+    if _is_out_of_memory(cause):
+        return LoadError(_out_of_memory(cause))
+    text = " ".join(str(cause).split())
+    return LoadError(f"{name}: {type(cause).__name__} while loading: {text[:500]}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error)
+
+
+def _out_of_memory(error: Exception) -> str:
+    """torch says: Tried to allocate 448.00 MiB. GPU 1 has a total capacity of 79.18 GiB of which
+    12.00 MiB is free."""
+    text = " ".join(str(error).split())
+    tried = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+    gpu = re.search(r"GPU (\d+)", text)
+    free = re.search(r"of which ([\d.]+ \w+) is free", text)
+    where = f"GPU {gpu.group(1)}: " if gpu else ""
+    wanted = f": {tried.group(1)} wanted" if tried else ""
+    left = f", {free.group(1)} free" if free else ""
+    return (
+        f"{where}out of memory while loading{wanted}{left}; plan for the free memory or free it "
+        "(nvidia-smi shows who holds it)"
+    )
+
+
+def _cuda_in_use() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def _reset_peaks() -> None:
+    import torch
+
+    if _cuda_in_use():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+
+def _synchronise() -> None:
+    import torch
+
+    if _cuda_in_use():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(index)
+
+
+def _peaks() -> PhasePeaks:
+    import torch
+
+    if not _cuda_in_use():
+        return PhasePeaks(phase="load")
+    return PhasePeaks(
+        phase="load",
+        readings=tuple(
+            PeakReading(
+                device=f"cuda:{index}",
+                allocated_bytes=torch.cuda.max_memory_allocated(index),
+                reserved_bytes=torch.cuda.max_memory_reserved(index),
+            )
+            for index in range(torch.cuda.device_count())
+        ),
+    )
