@@ -1,0 +1,262 @@
+"""``--gpu-placement=balanced``: which GPU holds which blocks, decided exactly.
+
+Blocks stay in forward order: embeddings on the first GPU used, norm and head on the last. Among
+all such partitions the one with the smallest worst utilisation (predicted need over free bytes)
+is taken, and among those the most even one. Imports errors, records and its own part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from ..errors import UsageError
+from ..records.machine import Machine
+from ..records.plan import Architecture, Block
+from .costs import costs_for
+from .device_maps import device_of
+from .peaks import kv_bytes, replay
+
+ROUNDS = 3
+"""Predict, partition, predict again with what each GPU then holds beside weights and KV."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a GPU offers a partition."""
+
+    free_bytes: int
+    base_bytes: int = 0
+    """Needed as soon as any block is on it: context, workspace, activations."""
+
+
+def contiguous(sizes: Sequence[int], cards: Sequence[Card]) -> list[int]:
+    """Items per card that minimise the largest ``(base + sizes) / free``; items stay in order.
+
+    Dynamic programming over (cards, items), with exact integer comparisons; a card may stay
+    empty, and one with no free bytes does. Among the optimal partitions the one with the
+    smallest sum of squared utilisations is returned.
+
+    :raises ValueError: no items, or no card with free bytes.
+    """
+    usable = [i for i, card in enumerate(cards) if card.free_bytes > 0]
+    if not sizes or not usable:
+        raise ValueError("nothing to place, or nowhere to place it")
+    ends = [0, *accumulate(sizes)]
+    worst = _smallest_worst(ends, [cards[i] for i in usable])
+    counts = [0] * len(cards)
+    for i, count in zip(usable, _most_even(ends, [cards[i] for i in usable], worst), strict=True):
+        counts[i] = count
+    return counts
+
+
+_Ratio = tuple[int, int]
+
+
+def _need(ends: Sequence[int], card: Card, start: int, stop: int) -> int:
+    return card.base_bytes + ends[stop] - ends[start] if stop > start else 0
+
+
+def _larger(one: _Ratio, other: _Ratio) -> _Ratio:
+    return one if one[0] * other[1] >= other[0] * one[1] else other
+
+
+def _smallest_worst(ends: Sequence[int], cards: Sequence[Card]) -> _Ratio:
+    """The smallest possible worst utilisation, as ``(need, free)``."""
+    count = len(ends) - 1
+    nowhere: _Ratio = (1, 0)
+    best: list[_Ratio] = [(0, 1)] + [nowhere] * count
+    for card in cards:
+        following = list(best)
+        for stop in range(1, count + 1):
+            # best[start] grows with start and this card's need shrinks: they cross once.
+            low, high = 0, stop - 1
+            while low < high:
+                middle = (low + high) // 2
+                need = _need(ends, card, middle, stop)
+                if best[middle][0] * card.free_bytes >= need * best[middle][1]:
+                    high = middle
+                else:
+                    low = middle + 1
+            for start in {low, max(0, low - 1)}:
+                worst = _larger(best[start], (_need(ends, card, start, stop), card.free_bytes))
+                if _larger(following[stop], worst) is not worst:
+                    following[stop] = worst
+        best = following
+    return best[count]
+
+
+def _most_even(ends: Sequence[int], cards: Sequence[Card], worst: _Ratio) -> list[int]:
+    """Counts with no utilisation above ``worst`` and the least sum of their squares."""
+    count = len(ends) - 1
+    best = [0.0] + [math.inf] * count
+    taken: list[list[int]] = []
+    for card in cards:
+        following, starts = list(best), list(range(count + 1))
+        for stop in range(1, count + 1):
+            for start in range(stop - 1, -1, -1):
+                need = _need(ends, card, start, stop)
+                if need * worst[1] > worst[0] * card.free_bytes:
+                    break
+                total = best[start] + (need / card.free_bytes) ** 2
+                if total < following[stop]:
+                    following[stop], starts[stop] = total, start
+        best = following
+        taken.append(starts)
+    counts, stop = [0] * len(cards), count
+    for position in range(len(cards) - 1, -1, -1):
+        start = taken[position][stop]
+        counts[position], stop = stop - start, start
+    return counts
+
+
+def units(architecture: Architecture) -> list[list[Block]]:
+    """Blocks grouped so that each group stays on one GPU, in forward order.
+
+    Embeddings and what else comes before the first layer go with it, norm and head with the last;
+    tied weights stay with their owner if that is in the same group, else the head has a copy.
+    """
+    layers = [i for i, block in enumerate(architecture.blocks) if block.kind == "layer"]
+    if not layers:
+        return [list(architecture.blocks)]
+    groups = [[block] for block in architecture.blocks[layers[0] : layers[-1] + 1]]
+    before, after = architecture.blocks[: layers[0]], architecture.blocks[layers[-1] + 1 :]
+    # A rotary embedding may be listed last, but position ids come from the first GPU.
+    groups[0] = [*before, *groups[0], *(block for block in after if block.kind == "other")]
+    groups[-1] = [*groups[-1], *(block for block in after if block.kind != "other")]
+    return groups
+
+
+def balanced(
+    architecture: Architecture, machine: Machine, *, context_tokens: int, batch: int
+) -> dict[str, int | str]:
+    """The balanced device map: block name to CUDA index, a key for each block.
+
+    :raises UsageError: no GPU with free memory is visible.
+    """
+    visible = machine.visible_gpus
+    if not any(gpu.free_bytes > 0 for gpu in visible):
+        raise UsageError(
+            "--gpu-placement=balanced: CUDA sees no GPU with free memory; free one, or use "
+            "--gpu-tier=cpu"
+        )
+    groups = units(architecture)
+    tied = {block.name for block in architecture.blocks if block.tied_to is not None}
+    sizes = [
+        sum(
+            block.weights_bytes + kv_bytes(block, context_tokens, batch)
+            for block in group
+        )
+        for group in groups
+    ]
+    costs = {i: costs_for(gpu.capability) for i, gpu in enumerate(visible)}
+    cards = [
+        Card(free_bytes=gpu.free_bytes, base_bytes=costs[i].context_bytes)
+        for i, gpu in enumerate(visible)
+    ]
+    best: tuple[float, dict[str, int | str]] | None = None
+    for _ in range(ROUNDS):
+        counts = contiguous(sizes, cards)
+        placed = _placed(groups, counts)
+        if tied:
+            placed = _with_owner(architecture, placed)
+        used = replay(
+            architecture,
+            placed,
+            costs,
+            context_tokens=context_tokens,
+            batch=batch,
+            probe=False,
+        )
+        worst = max(use.peaks.worst_bytes / visible[i].free_bytes for i, use in used.items())
+        if best is None or worst < best[0]:
+            best = (worst, placed)
+        start = 0
+        for i, count in enumerate(counts):
+            own = sum(sizes[start : start + count])
+            start += count
+            if i in used:
+                beside = max(0, used[i].peaks.worst_bytes - own)
+                cards[i] = replace(cards[i], base_bytes=beside)
+    assert best is not None  # ROUNDS is at least 1
+    return best[1]
+
+
+def _placed(groups: Sequence[Sequence[Block]], counts: Sequence[int]) -> dict[str, int | str]:
+    placed: dict[str, int | str] = {}
+    at = iter(groups)
+    for index, count in enumerate(counts):
+        for _ in range(count):
+            placed.update((block.name, index) for block in next(at))
+    return placed
+
+
+def _with_owner(
+    architecture: Architecture, placed: Mapping[str, int | str]
+) -> dict[str, int | str]:
+    """Tied weights exist once: the block that shares them goes to their owner's GPU."""
+    return {
+        block.name: placed[block.tied_to]
+        if block.tied_to is not None and block.tied_to in placed
+        else placed[block.name]
+        for block in architecture.blocks
+    }
+
+
+Planner = Callable[[Mapping["int | str", int]], Mapping[str, "int | str"]]
+"""The installed transformers' planner: ``max_memory`` in, device map out."""
+
+
+def max_memory_for_auto(
+    architecture: Architecture,
+    target: Mapping[str, int | str],
+    machine: Machine,
+    planner: Planner,
+    *,
+    steps: int = 12,
+) -> dict[int | str, int] | None:
+    """The ``max_memory`` with which plain ``device_map="auto"`` gives ``target``, if there is one.
+
+    The caps start at what the target puts on each GPU, plus what the planner keeps back, and grow
+    or shrink with the layers it misplaces; every try runs the real planner. None if none of
+    ``steps`` tries gives the target, layer for layer, with nothing offloaded.
+    """
+    count = len(machine.visible)
+    sizes: dict[int, int] = dict.fromkeys(range(count), 0)
+    layers = [block for block in architecture.blocks if block.kind == "layer"]
+    for block in architecture.blocks:
+        place = target[block.name]
+        if isinstance(place, int):
+            sizes[place] = sizes.get(place, 0) + block.weights_bytes
+    step = max((block.weights_bytes for block in layers), default=1)
+    caps = {i: size + step // 2 for i, size in sizes.items()}
+    wanted = _layers_on(architecture, target, count)
+    for _ in range(steps):
+        found = planner({**caps, "cpu": 0})
+        got = _layers_on(architecture, found, count)
+        if got == wanted and not any(place in ("cpu", "disk") for place in found.values()):
+            return {**caps}
+        moved = False
+        for i in range(count):
+            # Filled in order: correct the first GPU that is off, the rest follows from it.
+            off = sum(wanted[: i + 1]) - sum(got[: i + 1])
+            if off:
+                caps[i] = max(0, caps[i] + off * step)
+                moved = True
+                break
+        if not moved:
+            caps[count - 1] += step
+    return None
+
+
+def _layers_on(
+    architecture: Architecture, placed: Mapping[str, int | str], count: int
+) -> list[int]:
+    counts = [0] * count
+    for block in architecture.blocks:
+        place = device_of(block.name, placed) if block.kind == "layer" else None
+        if isinstance(place, int) and place < count:
+            counts[place] += 1
+    return counts
