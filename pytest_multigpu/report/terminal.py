@@ -220,7 +220,8 @@ def check_lines(checks: Sequence[CheckResult], *, verbose: bool = False) -> list
 def _check_rows(
     check: CheckResult, *, verbose: bool
 ) -> list[tuple[tuple[str, str, str, str, str], str, str]]:
-    rows = []
+    rows: list[tuple[tuple[str, str, str, str, str], str, str]] = []
+    outcome: str
     if check.outcome != "skipped":
         for group in grouped(check.records, each=verbose):
             first = group[0]
@@ -252,7 +253,7 @@ def grouped(records: Sequence[Record], *, each: bool = False) -> list[list[Recor
     pairs = sum(pair_of(record.device) is not None for record in records)
     groups: dict[object, list[Record]] = {}
     for i, record in enumerate(records):
-        together = record.outcome == "passed" and record.device
+        together = record.outcome == "passed" and bool(record.device)
         if each:
             together = together and pairs > _HIDDEN_MATRIX and pair_of(record.device) is not None
         key: object = (record.name, record.unit) if together else i

@@ -1,0 +1,71 @@
+"""The baseline file: read whole, updated key by key, replaced atomically.
+
+Imports the pure rules of :mod:`pytest_multigpu.judging.baseline`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import UsageError
+from ..judging.baseline import dump_baselines, merged, parse_baselines
+from ..records.baseline import Baseline, Measurement
+from .json import write_json
+
+
+def read_baselines(path: Path) -> dict[str, Baseline]:
+    """Every baseline of the file by its key's text; empty if there is no file yet.
+
+    :raises UsageError: unreadable or damaged; the text names file and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); name another file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8; delete it or name another file") from error
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is not JSON ({error}); delete it or repair it") from error
+    return parse_baselines(data, str(path))
+
+
+def update_baseline(path: Path, key: str, new: Iterable[Measurement]) -> Baseline:
+    """Write this run's numbers under its key; every other key stays as it is.
+
+    Two runs that update at once wait for each other; whoever is killed leaves a whole file.
+
+    :raises UsageError: damaged or unwritable file, or nothing to record.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The folder, not the file: the file is replaced while the lock is held.
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        baselines = read_baselines(path)
+        baseline = merged(baselines.get(key), key, new)
+        if not baseline.values:
+            raise UsageError(
+                "--gpu-baseline-update: this run measured nothing to record; run more than "
+                "the quick checks"
+            )
+        write_json(path, dump_baselines({**baselines, key: baseline}))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        os.close(folder)
+    return baseline
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path}: cannot be written ({error.strerror}); name another file")
