@@ -109,12 +109,22 @@ def memory_bandwidths(report: WorkerReport) -> list[Record]:
     }
     names = {device.index: device.name for device in report.devices}
     records = []
-    for gpu, speed in found.items():
+    for gpu in found:
         known = known_memory_gb_per_s(names.get(gpu, ""))
         floor = LEAST_OF_DATASHEET * known if known is not None else 0.0
         what = f"the {known:g} GB/s of its datasheet" if known is not None else ""
         records.append(
-            _speed(report, name, gpu, found, "GB/s", SLOW_SIBLING, floor, what, SLOW_REMEDY)
+            _speed(
+                report,
+                name,
+                gpu,
+                found,
+                unit="GB/s",
+                share=SLOW_SIBLING,
+                floor=floor,
+                floor_name=what,
+                remedy=SLOW_REMEDY,
+            )
         )
     return records + _rest(report, name, found, "memory speed")
 
@@ -126,7 +136,7 @@ def product_speeds(report: WorkerReport) -> list[Record]:
         speed.gpu: speed.tflop_per_s for speed in report.speeds if speed.tflop_per_s is not None
     }
     records = [
-        _speed(report, name, gpu, found, "TFLOP/s", SLOW_SIBLING, 0.0, "", SLOW_REMEDY)
+        _speed(report, name, gpu, found, unit="TFLOP/s", share=SLOW_SIBLING, remedy=SLOW_REMEDY)
         for gpu in found
     ]
     return records + _rest(report, name, found, "load")
@@ -138,14 +148,20 @@ def host_bandwidths(report: WorkerReport) -> list[Record]:
     found = {
         upload.gpu: upload.gb_per_s for upload in report.uploads if upload.gb_per_s is not None
     }
-    what = "any sound PCIe link"
     records = [
         _speed(
-            report, name, gpu, found, "GB/s", SLOW_HOST_SIBLING, LEAST_HOST_GB_PER_S, what,
-            HOST_REMEDY,
+            report,
+            name,
+            gpu,
+            found,
+            unit="GB/s",
+            share=SLOW_HOST_SIBLING,
+            floor=LEAST_HOST_GB_PER_S,
+            floor_name="any sound PCIe link",
+            remedy=HOST_REMEDY,
         )
         for gpu in found
-    ]  # fmt: skip
+    ]
     return records + _rest(report, name, found, "host speed")
 
 
@@ -160,11 +176,12 @@ def _speed(
     name: str,
     gpu: int,
     found: Mapping[int, float],
+    *,
     unit: str,
     share: float,
-    floor: float,
-    floor_name: str,
     remedy: str,
+    floor: float = 0.0,
+    floor_name: str = "",
 ) -> Record:
     """``floor`` in ``unit`` and what it is a share of; 0 for none."""
     speed = found[gpu]

@@ -93,6 +93,7 @@ class WorkerHandle:
         self._builder = ReportBuilder()
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._report: WorkerReport | None = None
+        self._closed = False
         self.listener_error: Exception | None = None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -119,22 +120,26 @@ class WorkerHandle:
         """
         if self._report is not None:
             return self._report
-        failure: str | None = None
+        ending: tuple[str, str] | None = None
         left = self._began + self._timeout_s - time.monotonic()
         try:
             code = self._process.wait(timeout=max(0.0, left))
         except subprocess.TimeoutExpired:
             gone = self._kill()
-            failure = f"hung; killed after {self._timeout_s:g} s"
+            if self._closed:
+                ending = "was ended", " before it was through"
+            else:
+                ending = "hung", f"; killed after {self._timeout_s:g} s"
             if not gone:
-                failure += f", but process {self.pid} cannot be ended"
+                ending = ending[0], f"{ending[1]}, but process {self.pid} cannot be ended"
         else:
             self._join_readers()
-            failure = None if code == 0 and self._builder.done else self._ending(code)
+            if code != 0 or not self._builder.done:
+                ending = self._ending(code)
         self._join_readers()
         with self._lock:
             self._report = self._builder.build(
-                failure=failure, seconds=time.monotonic() - self._began
+                ending=ending, seconds=time.monotonic() - self._began
             )
         self._close_pipes()
         return self._report
@@ -142,19 +147,20 @@ class WorkerHandle:
     def close(self) -> None:
         """End the worker now if it still runs; afterwards ``result()`` tells that it was ended."""
         if self._report is None:
+            self._closed = True
             self._timeout_s = min(self._timeout_s, time.monotonic() - self._began)
             self.result()
 
-    def _ending(self, code: int) -> str:
+    def _ending(self, code: int) -> tuple[str, str]:
         if self._builder.failed_reason is not None:
-            return f"failed: {self._builder.failed_reason}"
+            return "failed", f": {self._builder.failed_reason}"
         last = next((line for line in reversed(self._stderr) if line.strip()), "")
         tail = f": {last.strip()}" if last else ""
         if code < 0:
             with contextlib.suppress(ValueError):
-                return f"died ({signal.Signals(-code).name}){tail}"
-            return f"died (signal {-code}){tail}"
-        return f"died (exit code {code}){tail}"
+                return f"died ({signal.Signals(-code).name})", tail
+            return f"died (signal {-code})", tail
+        return f"died (exit code {code})", tail
 
     def _kill(self) -> bool:
         """Kill the worker's process group; False if it is still there afterwards."""
@@ -182,12 +188,12 @@ class WorkerHandle:
         for line in pipe:
             try:
                 event = json.loads(line)
-            except ValueError:
+                with self._lock:
+                    self._builder.add(event)
+            except (ValueError, TypeError, KeyError):
                 # Cut short by a kill, or not the worker's: kept for the message.
                 self._stderr.append(line.decode(errors="replace"))
                 continue
-            with self._lock:
-                self._builder.add(event)
             if self._on_event is not None:
                 try:
                     self._on_event(event)

@@ -105,18 +105,22 @@ class ReportBuilder:
             at = value["source"], value["target"]
             self._pairs[at] = replace(self._pairs[at], gb_per_s=value["gb_per_s"])
 
-    def _speed(self, gpu: int, **values: float) -> None:
+    def _speed(self, gpu: int, **values: Any) -> None:
         self._speeds[gpu] = replace(self._speeds.get(gpu, GpuSpeed(gpu=gpu)), **values)
 
-    def build(self, *, failure: str | None, seconds: float) -> WorkerReport:
-        """:param failure: how the worker ended, ``hung; killed after 30 s``; None if well."""
+    def build(self, *, ending: tuple[str, str] | None, seconds: float) -> WorkerReport:
+        """:param ending: how the worker ended, ``("hung", "; killed after 30 s")``: the step
+        and the GPUs are said in between. None if it ended well."""
+        failure: str | None = None
         step: str | None = None
         gpus: tuple[int, ...] = ()
-        if failure is not None:
-            step, gpus, path = self._open or (f"after {self._last}", (), False)
-            what, separator, rest = failure.partition(";" if failure.startswith("hung") else ":")
-            failure = f"the CUDA worker {what} at step {step!r}{on_gpus(gpus, path)}"
-            failure += f"{separator}{rest}"
+        if ending is not None:
+            what, more = ending
+            where = f"after step {self._last!r}"
+            if self._open is not None:
+                step, gpus, path = self._open
+                where = f"at step {step!r}{on_gpus(gpus, path)}"
+            failure = f"the CUDA worker {what} {where}{more}"
         return WorkerReport(
             failure=failure,
             failed_step=step,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -123,8 +123,8 @@ class CudaBackend:
     def seconds_of(self, gpu: int, work: Callable[[], None]) -> float:
         # Events must be made, recorded and read with their own GPU current.
         with self._torch.cuda.device(gpu):
-            begin = self._torch.cuda.Event(enable_timing=True)
-            end = self._torch.cuda.Event(enable_timing=True)
+            event: Any = self._torch.cuda.Event
+            begin, end = event(enable_timing=True), event(enable_timing=True)
             begin.record()
             work()
             end.record()

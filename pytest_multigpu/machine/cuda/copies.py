@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypedDict
 
 from .emitter import Emitter, GpuError
@@ -186,7 +187,7 @@ class CopyTest:
         tensor = self._sent[order[0]]
         arrived: list[torch.Tensor] = []
         # No synchronisation from here to the last hop: that is what a model's layers do.
-        for hop, pair in enumerate(zip(order, order[1:], strict=False)):
+        for hop, pair in enumerate(pairwise(order)):
             if after_kernel:
                 tensor = tensor * 3 + hop
             tensor = self._backend.send(tensor, pair, hop=hop)
