@@ -173,4 +173,6 @@ def _reason(report: pytest.TestReport) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else report.longrepr)
-    return text.strip().splitlines()[0] if text.strip() else "failed without a message"
+    # pytest.fail puts its own name before the text.
+    text = text.strip().removeprefix("Failed: ")
+    return text.splitlines()[0] if text else "failed without a message"

@@ -166,7 +166,7 @@ class GpuSession:
     def facts(self) -> dict[str, Any]:
         """What is known by now, for the report; asks nothing that was not asked before."""
         known = self.__dict__
-        facts: dict[str, Any] = {"peaks": tuple(self.peaks)}
+        facts: dict[str, Any] = {"peaks": tuple(self.peaks), "tier": self.settings.named_tier}
         if "machine" in known:
             facts["machine"] = self.machine
         if "plans" in known and self.plans.made is not None:

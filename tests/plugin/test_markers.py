@@ -1,0 +1,160 @@
+"""The markers in somebody's own test file: skips that say need and found, errors at collection."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_multigpu.machine import nvml
+from pytest_multigpu.records.machine import Gpu, Machine
+from pytest_multigpu.units import GIB
+
+ONE_H100 = Machine(
+    gpus=(
+        Gpu(
+            index=0,
+            cuda_index=0,
+            uuid="GPU-0",
+            name="NVIDIA H100 80GB HBM3",
+            total_bytes=85_520_809_984,
+            free_bytes=int(79.2 * GIB),
+            capability=(9, 0),
+            nvlinks=18,
+        ),
+    ),
+    visible=(0,),
+    driver="580.159.04",
+    cuda="13.0",
+)
+
+
+@pytest.fixture
+def one_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "read_machine", lambda environ: ONE_H100)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "read_machine", lambda environ: Machine())
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(problem="the driver does not answer")
+    monkeypatch.setattr(nvml, "read_machine", lambda environ: machine)
+
+
+NEEDS_TWO = """
+    import pytest
+
+    @pytest.mark.gpu(count=2, vram="40GiB")
+    def test_two():
+        pass
+"""
+
+
+@pytest.mark.usefixtures("one_h100")
+def test_skip_names_need_and_found(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(NEEDS_TWO)
+    result = pytester.runpytest("-rs")
+    text = "needs 2 GPUs with 40.0 GiB free each; found 1 (GPU 0: 79.2 GiB free)"
+    result.assert_outcomes(skipped=1)
+    assert text in result.stdout.str()
+    assert result.ret == 0
+    assert result.outlines[-1] == "NOT READY: no check was executed (1 skipped)"
+
+
+@pytest.mark.usefixtures("one_h100")
+def test_met_requirement_runs(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(NEEDS_TWO.replace("count=2", "count=1"))
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("args", [["--gpu-strict"], ["--gpu-tier=16bit"]])
+def test_demanded_hardware_fails_with_exit_10(pytester: pytest.Pytester, args: list[str]) -> None:
+    pytester.makepyfile(NEEDS_TWO)
+    result = pytester.runpytest(*args)
+    assert result.ret == 10
+    assert result.outlines[-1].startswith(
+        "NOT READY: needs 2 GPUs with 40.0 GiB free each; found no GPU"
+    )
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_detection_that_broke_never_skips(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(NEEDS_TWO)
+    result = pytester.runpytest()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*the GPUs could not be asked: the driver does not answer*"])
+
+
+def test_simulated_machines_run_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(NEEDS_TWO)
+    result = pytester.runpytest("-rs", "--gpu-simulate=4xA6000")
+    result.assert_outcomes(skipped=1)
+    assert "simulated 4xA6000: there is no GPU to run on" in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        (
+            'gpu(vrma="40GiB")',
+            "gpu(vrma=): unknown argument; known: count, vram, total_vram, capability, nvlink",
+        ),
+        ('gpu(vram="40")', "gpu(vram=): '40' has no unit; write 40GiB or 40MiB"),
+        ("gpu(vram=40)", 'gpu(vram=): 40 is not a size; write it like "40GiB"'),
+        ("gpu(0)", "gpu(count=): 0 is not a number of GPUs; write 1 or more"),
+        ("gpu(True)", "gpu(count=): True is not a number of GPUs; write 1 or more"),
+        (
+            "gpu(1, 2)",
+            "gpu(): takes one positional argument, count; "
+            "known: count, vram, total_vram, capability, nvlink",
+        ),
+        (
+            'gpu(capability="Hopper")',
+            "gpu(capability=): 'Hopper' is no compute capability; write it like \"8.0\"",
+        ),
+        ("gpu(nvlink=1)", "gpu(nvlink=): 1 is neither True nor False"),
+        ('gpu_tier("2bit")', "gpu_tier(): unknown tier '2bit'; known: 4bit, 8bit, 16bit"),
+        ("gpu_tier()", 'gpu_tier(): takes exactly one argument, like "8bit"'),
+        ("gpu_peak_limit(36)", 'gpu_peak_limit(): 36 is not a size; write it like "36GiB"'),
+        ('gpu_leak_limit("64")', "gpu_leak_limit(): '64' has no unit; write 64GiB or 64MiB"),
+        (
+            'check(needs="luck")',
+            "check(needs=): unknown need 'luck'; known: plan, host, gpu, model",
+        ),
+    ],
+)
+def test_wrong_arguments_are_usage_errors_naming_the_test(
+    pytester: pytest.Pytester, mark: str, message: str
+) -> None:
+    pytester.makepyfile(test_it=f"import pytest\n@pytest.mark.{mark}\ndef test_x(): pass")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: test_it.py::test_x: {message}" in result.errlines
+
+
+def test_several_gpu_marks_add_up(
+    pytester: pytest.Pytester, one_h100: None  # noqa: ARG001
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.gpu(vram="80GiB")
+
+        @pytest.mark.gpu(count=2)
+        def test_both(): pass
+        """
+    )
+    result = pytester.runpytest("-rs")
+    assert "needs 2 GPUs with 80.0 GiB free each; found 0 (GPU 0: 79.2 GiB free)" in (
+        result.stdout.str()
+    )
+
+
+def test_markers_are_documented(pytester: pytest.Pytester) -> None:
+    text = pytester.runpytest("--markers").stdout.str()
+    for name in ("quick", "gpu(count=1", "gpu_tier(", "gpu_peak_limit(", "gpu_leak_limit("):
+        assert f"@pytest.mark.{name}" in text
