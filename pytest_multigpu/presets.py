@@ -178,8 +178,10 @@ PRESETS: Mapping[str, Config] = MappingProxyType(
                 "mlp_bias": False,
                 "initializer_range": 0.02,
                 "rope_theta": 10000.0,
+                # The built-in tokenizer's: end of text and end of turn both stop.
                 "bos_token_id": 256,
-                "eos_token_id": 257,
+                "eos_token_id": [257, 260],
+                "pad_token_id": 261,
                 "tie_word_embeddings": False,
                 "torch_dtype": "float32",
                 "use_cache": True,
