@@ -9,8 +9,9 @@ import contextlib
 import mmap
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..records.host import DiskSpace, HostMemory, ReadSpeed
@@ -176,63 +177,56 @@ def sample_read_speed(
         return ReadSpeed(
             path=str(file), problem=f"{file.name} is too small to tell ({size:,} bytes)"
         )
+    sample = _Sample(file=file, size=size, seconds=seconds, max_bytes=max_bytes, threads=threads)
+    direct = getattr(os, "O_DIRECT", 0)
+    if direct:
+        # Some file systems refuse O_DIRECT when opening, some only when reading.
+        with contextlib.suppress(OSError):
+            return sample.take(direct, "O_DIRECT")
     try:
-        with _opened(file) as (descriptor, method):
-            return _sample(file, descriptor, method, size, seconds, max_bytes, threads)
+        return sample.take(0, "page cache dropped")
     except OSError as error:
         return ReadSpeed(path=str(file), problem=f"{file} cannot be read: {error.strerror}")
 
 
-def _sample(
-    file: Path,
-    descriptor: int,
-    method: str,
-    size: int,
-    seconds: float,
-    max_bytes: int,
-    threads: int,
-) -> ReadSpeed:
-    blocks = min(size, max_bytes) // _BLOCK
-    stride = size // blocks // _BLOCK * _BLOCK
-    start = time.perf_counter()
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    file: Path
+    size: int
+    seconds: float
+    max_bytes: int
+    threads: int
 
-    def read(worker: int) -> int:
-        total = 0
-        with mmap.mmap(-1, _BLOCK) as buffer:  # page-aligned, as O_DIRECT demands
-            for block in range(worker, blocks, threads):
-                total += os.preadv(descriptor, [buffer], block * stride)
-                if time.perf_counter() - start >= seconds:
-                    break
-        return total
+    def take(self, flag: int, method: str) -> ReadSpeed:
+        descriptor = os.open(self.file, os.O_RDONLY | flag)
+        try:
+            if not flag:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            return self._read(descriptor, method)
+        finally:
+            os.close(descriptor)
 
-    with ThreadPoolExecutor(threads) as pool:
-        sampled = sum(pool.map(read, range(threads)))
-    elapsed = time.perf_counter() - start
-    if sampled < MIN_SAMPLE and elapsed < seconds:
-        return ReadSpeed(path=str(file), sampled_bytes=sampled, problem=f"{file} ended early")
-    return ReadSpeed(
-        path=str(file),
-        bytes_per_second=sampled / elapsed,
-        sampled_bytes=sampled,
-        method=method,
-    )
+    def _read(self, descriptor: int, method: str) -> ReadSpeed:
+        blocks = min(self.size, self.max_bytes) // _BLOCK
+        stride = self.size // blocks // _BLOCK * _BLOCK
+        start = time.perf_counter()
 
+        def read(worker: int) -> int:
+            total = 0
+            with mmap.mmap(-1, _BLOCK) as buffer:  # page-aligned, as O_DIRECT demands
+                for block in range(worker, blocks, self.threads):
+                    total += os.preadv(descriptor, [buffer], block * stride)
+                    if time.perf_counter() - start >= self.seconds:
+                        break
+            return total
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tuple[int, str]]:
-    flag = getattr(os, "O_DIRECT", 0)
-    method = "O_DIRECT"
-    try:
-        if not flag:
-            raise OSError
-        descriptor = os.open(file, os.O_RDONLY | flag)
-    except OSError:
-        descriptor = os.open(file, os.O_RDONLY)
-        method = "page cache dropped"
-        with contextlib.suppress(OSError, AttributeError):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-    try:
-        yield descriptor, method
-    finally:
-        os.close(descriptor)
+        with ThreadPoolExecutor(self.threads) as pool:
+            sampled = sum(pool.map(read, range(self.threads)))
+        elapsed = time.perf_counter() - start
+        return ReadSpeed(
+            path=str(self.file),
+            bytes_per_second=sampled / elapsed,
+            sampled_bytes=sampled,
+            method=method,
+        )

@@ -7,9 +7,11 @@ Imports records and :mod:`.visibility`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..records.machine import Gpu, Machine
@@ -61,8 +63,6 @@ def open_nvml(nvml: NvmlLike | None = None) -> NvmlLike:
 
 @atexit.register
 def _close() -> None:
-    import contextlib
-
     while _opened:
         binding = _opened.pop()
         with contextlib.suppress(binding.NVMLError):
@@ -93,8 +93,6 @@ def read_machine(
     except NvmlTimeoutError as error:
         return Machine(visible_env=value, problem=str(error))
     visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
-    from dataclasses import replace
-
     return replace(with_visible(machine, visibility.visible), visible_env=value)
 
 

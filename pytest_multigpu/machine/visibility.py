@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import MachineError
 from ..records.machine import Gpu, Machine
@@ -20,6 +20,7 @@ from ..records.visibility import GpuEnvironment, Visibility
 
 _ORDINAL = re.compile(r"[+-]?\d+", re.ASCII)
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
+_UNSET = f"unset {_VARIABLE}"
 
 
 def read_visibility(
@@ -39,64 +40,99 @@ def read_visibility(
         everything = tuple(gpu.index for gpu in gpus)
         return Visibility(value=None, form="unset", visible=everything, certain_order=not by_speed)
     if not value.strip():
-        return Visibility(value=value, form="empty", visible=())
+        return Visibility(value=value, form="empty", visible=(), mend=_UNSET)
     if value.startswith("MIG-"):
         fault = f"{_VARIABLE}={value} names MIG instances, not whole GPUs"
-        return Visibility(value=value, form="mig", visible=(), faults=(fault,))
-    if value.startswith("GPU-"):
-        visible, faults = _by_uuid(value, gpus)
-        return Visibility(value=value, form="uuids", visible=visible, faults=faults)
-    visible, faults = _by_index(value, gpus)
+        return Visibility(value=value, form="mig", visible=(), faults=(fault,), mend=_UNSET)
+    by_uuid = value.startswith("GPU-")
+    reading = _read_uuids(value, gpus) if by_uuid else _read_indices(value, gpus)
+    visible = () if reading.repeated else tuple(reading.found)
+    odd = bool(reading.faults or reading.notes)
     return Visibility(
         value=value,
-        form="indices",
+        form="uuids" if by_uuid else "indices",
         visible=visible,
-        faults=faults,
-        certain_order=not (by_speed and visible),
+        faults=tuple(reading.faults),
+        notes=tuple(reading.notes),
+        mend=_mend(reading.meant, gpus, by_uuid) if odd else "",
+        certain_order=by_uuid or not by_speed,
     )
 
 
-def _by_index(value: str, gpus: Sequence[Gpu]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    found: list[int] = []
-    faults: list[str] = []
+@dataclass
+class _Reading:
+    """Entries read so far. ``meant``: every GPU that is named at all, once."""
+
+    found: list[int] = field(default_factory=list)
+    meant: list[int] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stopped: bool = False
+    repeated: bool = False
+
+    def take(self, entry: str, index: int) -> None:
+        if index not in self.meant:
+            self.meant.append(index)
+        if self.stopped:
+            return
+        if index in self.found:
+            self.faults.append(f"entry {entry!r} is repeated: CUDA then sees no GPU at all")
+            self.stopped = self.repeated = True
+        else:
+            self.found.append(index)
+
+    def stop(self, entry: str, why: str) -> None:
+        if not self.stopped:
+            self.faults.append(f"entry {entry!r} {why}: CUDA stops reading there")
+            self.stopped = True
+
+
+def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
+    reading = _Reading()
     for entry in value.split(","):
         match = _ORDINAL.match(entry.strip())
         if match is None:
-            faults.append(f"entry {entry!r} is not a GPU index: CUDA stops reading there")
-            break
-        if match.end() < len(entry.strip()):
-            faults.append(f"entry {entry!r} is read as {int(match.group())}")
+            reading.stop(entry, "is not a GPU index")
+            continue
         position = int(match.group())
         if position < 0:
-            faults.append(f"entry {entry!r} is negative: CUDA stops reading there")
-            break
-        if position >= len(gpus):
-            faults.append(f"entry {entry!r} names no GPU: CUDA stops reading there")
-            break
-        if gpus[position].index in found:
-            faults.append(f"entry {entry!r} is repeated: CUDA then sees no GPU at all")
-            return (), tuple(faults)
-        found.append(gpus[position].index)
-    return tuple(found), tuple(faults)
+            if reading.found and not reading.stopped:  # a common way to end a list
+                reading.notes.append(f"entry {entry!r} is negative: CUDA stops reading there")
+                reading.stopped = True
+                break
+            reading.stop(entry, "is negative")
+        elif position >= len(gpus):
+            reading.stop(entry, "names no GPU")
+        else:
+            if match.end() < len(entry.strip()) and not reading.stopped:
+                reading.notes.append(f"entry {entry!r} is read as {position}")
+            reading.take(entry, gpus[position].index)
+    return reading
 
 
-def _by_uuid(value: str, gpus: Sequence[Gpu]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    found: list[int] = []
+def _read_uuids(value: str, gpus: Sequence[Gpu]) -> _Reading:
+    reading = _Reading()
     for raw in value.split(","):
         entry = raw.strip()
         if not entry.startswith("GPU-"):
-            return tuple(found), (f"entry {raw!r} is not a GPU UUID: CUDA stops reading there",)
+            reading.stop(raw, "is not a GPU UUID")
+            continue
         matches = [gpu.index for gpu in gpus if gpu.uuid.startswith(entry)]
         if not matches:
-            return tuple(found), (f"entry {raw!r} names no GPU: CUDA stops reading there",)
-        if len(matches) > 1:
-            several = ", ".join(str(index) for index in matches)
-            fault = f"entry {raw!r} fits GPUs {several}: CUDA stops reading there"
-            return tuple(found), (fault,)
-        if matches[0] in found:
-            return (), (f"entry {raw!r} is repeated: CUDA then sees no GPU at all",)
-        found.append(matches[0])
-    return tuple(found), ()
+            reading.stop(raw, "names no GPU")
+        elif len(matches) > 1:
+            reading.stop(raw, f"fits {len(matches)} GPUs")
+        else:
+            reading.take(raw, matches[0])
+    return reading
+
+
+def _mend(meant: Sequence[int], gpus: Sequence[Gpu], by_uuid: bool) -> str:
+    if not meant:
+        return _UNSET
+    position = {gpu.index: str(number) for number, gpu in enumerate(gpus)}
+    uuid = {gpu.index: gpu.uuid for gpu in gpus}
+    return f"export {_VARIABLE}=" + ",".join((uuid if by_uuid else position)[i] for i in meant)
 
 
 def with_visible(machine: Machine, visible: Sequence[int]) -> Machine:

@@ -21,7 +21,11 @@ class Visibility:
     visible: tuple[int, ...]
     """NVML indices in CUDA order."""
     faults: tuple[str, ...] = ()
-    """What is wrong with the value, a sentence each, naming the entry."""
+    """Why CUDA does not give what the value asks for, a sentence each, naming the entry."""
+    notes: tuple[str, ...] = ()
+    """Oddities that change nothing, a sentence each."""
+    mend: str = ""
+    """The command that gives what the value plainly means; empty without faults and notes."""
     certain_order: bool = True
     """False when mixed cards are ordered by speed, which only CUDA itself can tell."""
 
