@@ -105,6 +105,20 @@ class Forward:
             gpu.allocator.drop(upcast)
             gpu.allocator.drop(held)
 
+    def extend(
+        self, blocks: list[tuple[Block, Gpu]], *, batch: int, total_tokens: int
+    ) -> None:
+        """A decode step, caches only: what else it holds is small and there since the first.
+
+        Dequantised nf4 weights are the exception, and are replayed.
+        """
+        for block, gpu in blocks:
+            if block.kind != "layer":
+                continue
+            self._extend_cache(gpu, block, batch, total_tokens)
+            if self.tier == "4bit" and batch > gpu.costs.dequantise_above_tokens:
+                gpu.allocator.drop(gpu.allocator.take(block.load_transient_bytes))
+
     def _logits(self, head: Gpu, first: Gpu, batch: int) -> None:
         """``lm_head``; the root hook moves them to the input's GPU; ``generate`` makes fp32."""
         rows = self.logits_rows * batch

@@ -143,7 +143,6 @@ def balanced(
             "--gpu-tier=cpu"
         )
     groups = units(architecture)
-    tied = {block.name for block in architecture.blocks if block.tied_to is not None}
     sizes = [
         sum(
             block.weights_bytes + kv_bytes(block, context_tokens, batch)
@@ -159,9 +158,7 @@ def balanced(
     best: tuple[float, dict[str, int | str]] | None = None
     for _ in range(ROUNDS):
         counts = contiguous(sizes, cards)
-        placed = _placed(groups, counts)
-        if tied:
-            placed = _with_owner(architecture, placed)
+        placed = place_groups(architecture, groups, counts)
         used = replay(
             architecture,
             placed,
@@ -184,23 +181,20 @@ def balanced(
     return best[1]
 
 
-def _placed(groups: Sequence[Sequence[Block]], counts: Sequence[int]) -> dict[str, int | str]:
-    placed: dict[str, int | str] = {}
+def place_groups(
+    architecture: Architecture, groups: Sequence[Sequence[Block]], counts: Sequence[int]
+) -> dict[str, int | str]:
+    """The device map for ``counts`` groups on each GPU, in turn, blocks in forward order.
+
+    Tied weights exist once: the block that shares them goes to their owner's GPU.
+    """
+    place: dict[str, int] = {}
     at = iter(groups)
     for index, count in enumerate(counts):
         for _ in range(count):
-            placed.update((block.name, index) for block in next(at))
-    return placed
-
-
-def _with_owner(
-    architecture: Architecture, placed: Mapping[str, int | str]
-) -> dict[str, int | str]:
-    """Tied weights exist once: the block that shares them goes to their owner's GPU."""
+            place.update((block.name, index) for block in next(at))
     return {
-        block.name: placed[block.tied_to]
-        if block.tied_to is not None and block.tied_to in placed
-        else placed[block.name]
+        block.name: place.get(block.tied_to or block.name, place[block.name])
         for block in architecture.blocks
     }
 

@@ -186,7 +186,10 @@ def replay(
     forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt)
     peaks["prefill"] = _reserved(gpus)
     for step in range(prompt + 1, context_tokens + 1):
-        forward.run(blocks, tokens=1, batch=batch, total_tokens=step)
+        if step == prompt + 1:
+            forward.run(blocks, tokens=1, batch=batch, total_tokens=step)
+        else:
+            forward.extend(blocks, batch=batch, total_tokens=step)
     peaks["decode"] = _reserved(gpus)
     return {
         index: Use(
@@ -293,7 +296,7 @@ def _host_plans(
                 architecture, on_gpu_0, {0: CPU}, context_tokens=context, batch=batch
             )[0]
             activation = max(0, use.allocated_peak_bytes - weights - kv)
-        elif isinstance(architecture.blocks[0], Block):
+        else:
             kv = 0  # an offloaded layer's cache stays on the GPU that runs it
         plans.append(
             DevicePlan(

@@ -1,0 +1,104 @@
+"""Verdicts about a plan: it fits, nothing spills, every GPU has room, the context has room.
+
+Imports units and records.
+"""
+
+from __future__ import annotations
+
+from ..records.check import Record
+from ..records.plan import DevicePlan, Plan
+from ..units import gib
+
+DEFAULT_REMEDY = "pytest --gpu-plan shows what to rent or change"
+
+
+def judge_plan(plan: Plan) -> list[Record]:
+    """One record for the whole plan, one for offloading, one for each GPU.
+
+    A plan that does not fit is a shortfall: the machine lacks what was asked for.
+    """
+    remedy = plan.remedies[0] if plan.remedies else DEFAULT_REMEDY
+    what = f"{plan.architecture.model} in {plan.architecture.tier}, {plan.placement} placement"
+    records = [
+        Record(
+            name="plan",
+            outcome="passed" if plan.fits else "failed",
+            expected=f"{what} fits",
+            measured="fits" if plan.fits else "does not fit",
+            reason="" if plan.fits else _first(plan.reasons, f"{what} does not fit"),
+            remedy="" if plan.fits else remedy,
+            shortfall=not plan.fits,
+        ),
+        _offloaded(plan, remedy),
+    ]
+    records += [_device(device, remedy) for device in plan.devices if _is_gpu(device)]
+    records += [
+        Record(name="unlike Llama", outcome="warned", reason=sentence)
+        for sentence in plan.architecture.unknown
+    ]
+    return records
+
+
+def judge_context(plan: Plan, largest: int) -> Record:
+    """Room for the context asked for.
+
+    :param largest: the longest context, in tokens per sequence, that fits as placed.
+    """
+    enough = largest >= plan.context_tokens
+    return Record(
+        name="largest context",
+        outcome="passed" if enough else "failed",
+        expected=plan.context_tokens,
+        measured=largest,
+        unit="tokens",
+        reason=""
+        if enough
+        else f"{plan.context_tokens} tokens x {plan.batch} were asked for and {largest} fit",
+        remedy="" if enough else _shorter(largest, plan),
+        shortfall=not enough,
+    )
+
+
+def _shorter(largest: int, plan: Plan) -> str:
+    if largest > 0:
+        return f"--gpu-context={largest}"
+    return plan.remedies[0] if plan.remedies else DEFAULT_REMEDY
+
+
+def _offloaded(plan: Plan, remedy: str) -> Record:
+    count = len(plan.offloaded)
+    listed = ", ".join(plan.offloaded[:4]) + (f" and {count - 4} more" if count > 4 else "")
+    return Record(
+        name="offloaded blocks",
+        outcome="failed" if count else "passed",
+        expected=0,
+        measured=count,
+        unit="blocks",
+        reason=f"the plan puts {listed} on cpu or disk" if count else "",
+        remedy=remedy if count else "",
+        shortfall=bool(count),
+    )
+
+
+def _device(device: DevicePlan, remedy: str) -> Record:
+    name = f"GPU {device.device.removeprefix('cuda:')}"
+    over = device.peak_bytes - device.limit_bytes
+    return Record(
+        name="predicted peak",
+        outcome="failed" if over > 0 else "passed",
+        expected=device.limit_bytes,
+        measured=device.peak_bytes,
+        unit="bytes",
+        device=name,
+        reason=f"{name} lacks {gib(over)} of {gib(device.peak_bytes)}" if over > 0 else "",
+        remedy=remedy if over > 0 else "",
+        shortfall=over > 0,
+    )
+
+
+def _is_gpu(device: DevicePlan) -> bool:
+    return device.device.startswith("cuda:")
+
+
+def _first(reasons: tuple[str, ...], otherwise: str) -> str:
+    return reasons[0] if reasons else otherwise

@@ -1,0 +1,128 @@
+"""What to rent: the configurations that fit, cheapest first.
+
+Speeds are estimates for transformers' ``generate``: a decode step takes the longer of reading all
+weights at ``EFFICIENCY`` of the data sheet's bandwidth and of the Python and kernel launch time
+for each layer, measured on H100s (``MS_PER_LAYER``: 16 bit 10.0 tokens/s on four GPUs and 12.4 on
+one H200, nf4 9.1, int8 1.8, for 80 layers; torch 2.11, transformers 5.17, bitsandbytes 0.50.2).
+Layers run one after the other, so more GPUs do not make one sequence faster. Imports records and
+its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..records.plan import Architecture, Tier
+from ..records.rent import RentRow
+from .catalogue import CATALOGUE, GpuType
+from .costs import Costs, costs_for
+from .partition import Card, contiguous, place_groups, units
+from .peaks import kv_bytes, replay
+
+EFFICIENCY = 0.8
+MS_PER_LAYER: dict[Tier, float] = {"16bit": 1.25, "8bit": 6.9, "4bit": 1.37, "cpu": 1.25}
+ONE_GPU_SHARE = 0.8
+"""One GPU needs no dispatch hooks: 12.4 against 10.0 tokens/s in 16 bit."""
+MAX_COUNT = 16
+
+
+def rent_table(
+    architectures: Mapping[Tier, Architecture],
+    *,
+    context_tokens: int,
+    batch: int,
+    catalogue: tuple[GpuType, ...] = CATALOGUE,
+) -> tuple[RentRow, ...]:
+    """For each GPU type with a price and each tier the fewest GPUs that fit, by price.
+
+    :param architectures: the same model in each tier to consider.
+    """
+    rows = []
+    needs: dict[tuple[Tier, int, Costs], int] = {}
+    for row in catalogue:
+        if row.price_usd_hour is None:
+            continue
+        for tier, architecture in architectures.items():
+            if not runs_on(row, architecture):
+                continue
+            found = _fewest(row, architecture, context_tokens, batch, needs)
+            if found is None:
+                continue
+            count, peak = found
+            speed = tokens_per_second(architecture, row, count) * batch
+            price = row.price_usd_hour * count
+            rows.append(
+                RentRow(
+                    gpu=row.key,
+                    count=count,
+                    tier=tier,
+                    peak_bytes=peak,
+                    free_bytes=row.free_bytes,
+                    tokens_per_second=speed,
+                    price_usd_hour=price,
+                    usd_per_million_tokens=price / (speed * 3600) * 1e6,
+                )
+            )
+    return tuple(sorted(rows, key=lambda r: (r.price_usd_hour, r.gpu, r.tier)))
+
+
+def runs_on(row: GpuType, architecture: Architecture) -> bool:
+    """bfloat16 needs compute capability 8.0, LLM.int8 7.5; an unknown one is let through."""
+    if row.capability is None:
+        return True
+    if architecture.dtype == "bfloat16" and row.capability < (8, 0):
+        return False
+    return architecture.tier != "8bit" or row.capability >= (7, 5)
+
+
+def tokens_per_second(architecture: Architecture, row: GpuType, count: int) -> float:
+    """Estimated decode speed of one sequence; see the module's docstring."""
+    tables = sum(b.weights_bytes for b in architecture.blocks if b.kind == "embedding")
+    if any(b.tied_to for b in architecture.blocks):
+        tables = 0  # the head reads them
+    read = (architecture.weights_bytes - tables) / (row.bandwidth_gb_s * 1e9 * EFFICIENCY)
+    launch = architecture.layers * MS_PER_LAYER[architecture.tier] / 1e3
+    return 1 / max(read, launch * (ONE_GPU_SHARE if count == 1 else 1))
+
+
+def _fewest(
+    row: GpuType,
+    architecture: Architecture,
+    context: int,
+    batch: int,
+    needs: dict[tuple[Tier, int, Costs], int],
+) -> tuple[int, int] | None:
+    """The fewest equal GPUs that fit, and the fullest one's predicted peak."""
+    total = architecture.weights_bytes
+    total += sum(kv_bytes(block, context, batch) for block in architecture.blocks)
+    costs = costs_for(row.capability)
+    for count in range(max(1, -(-total // row.free_bytes)), MAX_COUNT + 1):
+        key = (architecture.tier, count, costs)
+        if key not in needs:
+            needs[key] = _need(architecture, count, costs, context, batch)
+        if needs[key] <= row.free_bytes:
+            return count, needs[key]
+    return None
+
+
+def _need(
+    architecture: Architecture, count: int, costs: Costs, context: int, batch: int
+) -> int:
+    """The fullest of ``count`` equal GPUs with the layers spread evenly by bytes."""
+    groups = units(architecture)
+    if count > len(groups):
+        count = len(groups)
+    sizes = [
+        sum(block.weights_bytes + kv_bytes(block, context, batch) for block in group)
+        for group in groups
+    ]
+    counts = contiguous(sizes, [Card(free_bytes=sum(sizes) + 1)] * count)
+    used = replay(
+        architecture,
+        place_groups(architecture, groups, counts),
+        dict.fromkeys(range(count), costs),
+        context_tokens=context,
+        batch=batch,
+        probe=False,
+    )
+    return max(use.peaks.worst_bytes for use in used.values())

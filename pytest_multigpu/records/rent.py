@@ -1,0 +1,37 @@
+"""What could be rented: one row a configuration that fits. Imports :mod:`.plan` only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .plan import Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class RentRow:
+    """A number of equal GPUs on which a model fits in a tier, with the balanced placement."""
+
+    gpu: str
+    """The catalogue's key: ``H100``, ``A100-80GB``."""
+    count: int
+    tier: Tier
+    peak_bytes: int
+    """Predicted peak of the fullest GPU."""
+    free_bytes: int
+    """Of one such GPU when idle."""
+    tokens_per_second: float
+    """An estimate, all sequences of the batch together: see ``planning.rent``."""
+    price_usd_hour: float
+    """Of the whole configuration."""
+    usd_per_million_tokens: float
+    """At the estimated speed."""
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Left on the fullest GPU."""
+        return self.free_bytes - self.peak_bytes
+
+    @property
+    def spec(self) -> str:
+        """As ``--gpu-simulate`` takes it: ``4xA6000``."""
+        return f"{self.count}x{self.gpu}"
