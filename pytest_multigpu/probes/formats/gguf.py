@@ -90,18 +90,19 @@ def _load(path: Path, data: bytes) -> Probe:
     if meta.get("general.architecture") != "controlvector":
         kind = str(meta.get("general.architecture"))[:40]
         raise ProbeFileError(f"{path}: is a gguf of {kind}, not of controlvector")
-    specs = []
+    specs: list[dict[str, Any]] = []
     for _ in range(tensors):
         name, dims = reader.text(), reader.number("I")
         if dims > 4:
             raise reader.fail(f"tensor {name!r:.60} has {dims} dimensions")
         shape = tuple(reader.number("Q") for _ in range(dims))
-        specs.append((name, shape, reader.number("I"), reader.number("Q")))
+        kind, offset = reader.number("I"), reader.number("Q")
+        specs.append({"name": name, "shape": shape, "kind": kind, "offset": offset})
     alignment = meta.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 4096:
         raise reader.fail("has a damaged alignment")
     start = -(-reader.at // alignment) * alignment
-    vectors = dict(_vector(reader, start, *spec) for spec in specs)
+    vectors = dict(_vector(reader, start, **spec) for spec in specs)
     if len(vectors) != len(specs) or not vectors:
         raise reader.fail("holds no direction, or one layer twice")
     layers = tuple(sorted(vectors))
@@ -119,7 +120,7 @@ def _load(path: Path, data: bytes) -> Probe:
 
 
 def _vector(
-    reader: _Reader, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int
+    reader: _Reader, start: int, *, name: str, shape: tuple[int, ...], kind: int, offset: int
 ) -> tuple[int, Any]:
     import numpy as np
 
