@@ -1,1 +1,4 @@
-"""Linear probes: file formats and scoring. Imports records, units and errors only."""
+"""Probes on the residual stream: files, scores, and whether a probe fits a model.
+
+Imports records, units and errors. torch and numpy are imported inside functions.
+"""

@@ -1,0 +1,200 @@
+"""Scores of chats by a probe on a loaded model, in float32 on each layer's own device.
+
+Imports the other modules of this package and errors; torch and numpy inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ScoringError
+from .capture import at_site, capture, first_line
+from .probe import Probe
+from .reference import aggregate
+from .spans import Message, tokenize_chat
+
+if TYPE_CHECKING:
+    import torch
+
+    from .probe import Vector
+
+_ROWS = 256
+"""Tokens scored at a time: their float32 copies stay within 8 MiB at 8,192 wide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One text's score."""
+
+    value: float
+    """The tokens' scores aggregated as the probe says."""
+    tokens: tuple[float, ...]
+    """One for each scored token, in order."""
+    positions: tuple[int, ...]
+    """Their places in the text's token ids, padding not counted."""
+
+
+def score_chats(
+    model: Any,
+    tokenizer: Any,
+    probe: Probe,
+    chats: Sequence[Sequence[Message]],
+    *,
+    batch: int = 1,
+    padding_side: Literal["left", "right"] = "right",
+) -> tuple[Score, ...]:
+    """Scores of chats, each a list of messages with ``role`` and ``content``.
+
+    :raises ScoringError: anything that keeps a score from being right; never a default score.
+    """
+    if batch < 1:
+        raise ScoringError(f"batch {batch} is not at least 1")
+    prepared = [tokenize_chat(tokenizer, chat) for chat in chats]
+    scores: list[Score] = []
+    for start in range(0, len(prepared), batch):
+        group = prepared[start : start + batch]
+        scores += score_tokens(
+            model,
+            probe,
+            [chat.input_ids for chat in group],
+            [chat.mask(probe.mask) for chat in group],
+            padding_side=padding_side,
+        )
+    return tuple(scores)
+
+
+def score_tokens(
+    model: Any,
+    probe: Probe,
+    rows: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[bool]],
+    *,
+    padding_side: Literal["left", "right"] = "right",
+    early_exit: bool = True,
+) -> list[Score]:
+    """Scores of token ids, all rows in one forward, padded to the longest.
+
+    :param masks: which tokens of each row to score.
+    :raises ScoringError: a probe that does not fit, an empty row, a score that is not finite.
+    """
+    padded = pad(rows, padding_side)
+    streams = capture(
+        model, padded.input_ids, probe.layers, attention_mask=padded.mask, early_exit=early_exit
+    )
+    scores = []
+    for row, mask in enumerate(masks):
+        if len(mask) != len(rows[row]):
+            raise ScoringError(f"the mask of row {row} is not as long as its tokens")
+        positions = [index for index, on in enumerate(mask) if on]
+        if not positions:
+            raise ScoringError(f"no token to score in row {row}")
+        columns = [position + padded.offsets[row] for position in positions]
+        picked = {layer: stream[row, columns] for layer, stream in streams.items()}
+        tokens = score_activations(
+            probe, {k: at_site(model, x, probe.site) for k, x in picked.items()}
+        )
+        scores.append(
+            Score(
+                value=aggregate(tokens, probe.aggregation),
+                tokens=tokens,
+                positions=tuple(positions),
+            )
+        )
+    return scores
+
+
+def score_activations(probe: Probe, activations: dict[int, torch.Tensor]) -> tuple[float, ...]:
+    """Scores of tokens from their activations at the probe's site.
+
+    :param activations: layer to ``(n_tokens, hidden)``, any float dtype, each on its own device;
+        only the scores, one float a token and layer, leave it.
+    :raises ScoringError: another hidden size, vectors on another device, or a value not finite.
+    """
+    import torch
+
+    try:
+        parts = [
+            _layer_scores(probe, position, activations[layer])
+            for position, layer in enumerate(probe.layers)
+        ]
+    except ScoringError:
+        raise
+    except Exception as error:
+        text = f"scoring failed: {type(error).__name__}: {first_line(error)}"
+        raise ScoringError(text) from error
+    total = torch.stack(parts).double().mean(0) + probe.bias
+    values = tuple(float(value) for value in total)
+    aggregate(values, probe.aggregation)
+    return values
+
+
+def _layer_scores(probe: Probe, position: int, x: torch.Tensor) -> torch.Tensor:
+    """``(n_tokens,)`` on the CPU. Products are summed without matrix kernels: TF32 settings and
+    the number of tokens then change nothing."""
+    import torch
+
+    layer = probe.layers[position]
+    if x.shape[-1] != probe.hidden_size:
+        raise ScoringError(
+            f"the probe has hidden size {probe.hidden_size}, hidden_states[{layer}] "
+            f"{x.shape[-1]}; use a probe of this model"
+        )
+    direction = to_device(probe.directions[position], x.device)
+    mean = inverse = None
+    if probe.normalize and probe.mean is not None and probe.scale is not None:
+        mean = to_device(probe.mean[position], x.device)
+        inverse = to_device(1.0 / probe.scale[position], x.device)
+    for name, vector in (("direction", direction), ("mean", mean), ("scale", inverse)):
+        if vector is not None and vector.device != x.device:
+            raise ScoringError(
+                f"the probe's {name} for hidden_states[{layer}] is on {vector.device}, "
+                f"its activations on {x.device}"
+            )
+    sums = []
+    with torch.no_grad():
+        for chunk in x.split(_ROWS):
+            wide = chunk.float()
+            if mean is not None and inverse is not None:
+                wide = (wide - mean) * inverse
+            sums.append((wide * direction).sum(-1))
+    return torch.cat(sums).cpu()
+
+
+def to_device(vector: Vector, device: torch.device) -> torch.Tensor:
+    """Float32 copy of a probe's vector on ``device``."""
+    import torch
+
+    return torch.from_numpy(vector.copy()).to(device=device, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows of token ids padded to one length; both tensors ``(batch, tokens)`` int64 on the CPU."""
+
+    input_ids: torch.Tensor
+    mask: torch.Tensor
+    offsets: tuple[int, ...]
+    """Column of each row's first token."""
+
+
+def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"]) -> Padded:
+    """Pads with token 0, masked out.
+
+    :raises ScoringError: no row, or an empty one.
+    """
+    import torch
+
+    if not rows or not all(rows):
+        raise ScoringError("a text without tokens can't be scored")
+    longest = max(map(len, rows))
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    offsets = []
+    for index, row in enumerate(rows):
+        offset = longest - len(row) if side == "left" else 0
+        input_ids[index, offset : offset + len(row)] = torch.tensor(list(row))
+        mask[index, offset : offset + len(row)] = 1
+        offsets.append(offset)
+    return Padded(input_ids, mask, tuple(offsets))
