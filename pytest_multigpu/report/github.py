@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport
-from .terminal import devices_text, gpu_rows, grouped
+from .terminal import devices_text, expected_span, gpu_rows, grouped, measured_span
 from .words import expected_text, measured_text, shown_device
 
 SUMMARY_BYTES = 1 << 20
@@ -104,11 +104,14 @@ def _gpu_table(report: RunReport) -> list[str]:
     rows = gpu_rows(report)
     if not rows:
         return []
-    head = ("GPU", "name", "layers", "weights", "KV", "predicted", "measured", "limit", "GiB")
+    head = ("GPU", "name", "layers", "weights", "KV", "predicted", "measured", "limit", "in GiB")
     return [
         "| " + " | ".join(head) + " |",
         "|---|---|---|" + "---:|" * 5 + "---|",
-        *("| " + " | ".join(_cell(cell) for cell in row.cells) + " |" for row in rows),
+        *(
+            "| " + " | ".join(_cell(cell) for cell in (*row.cells[:8], row.remark)) + " |"
+            for row in rows
+        ),
         "",
     ]
 
@@ -120,14 +123,13 @@ def _rows(checks: tuple[CheckResult, ...]) -> list[tuple[str, ...]]:
         if check.outcome != "skipped":
             for group in grouped(check.records):
                 first = group[0]
-                same = len({record.measured for record in group}) == 1
                 rows.append(
                     (
                         first.outcome,
                         first.name,
                         devices_text(group),
-                        expected_text(first),
-                        measured_text(first) if same else "each within",
+                        expected_span(group),
+                        measured_span(group),
                         "" if first.outcome == "passed" else _message(first),
                     )
                 )

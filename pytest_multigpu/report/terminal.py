@@ -104,6 +104,11 @@ class GpuRow:
     cells: tuple[str, str, str, str, str, str, str, str, str]
     markup: tuple[str, ...] = ()
 
+    @property
+    def remark(self) -> str:
+        """What is wrong, without the unit."""
+        return self.cells[8].removeprefix("GiB").removeprefix(", ")
+
 
 def gpu_rows(report: RunReport) -> list[GpuRow]:
     """Visible GPUs in CUDA order, then the plan's other devices, then hidden GPUs."""
@@ -231,8 +236,8 @@ def _check_rows(
                 _SHOWN.get(outcome, outcome).ljust(7),
                 first.name,
                 devices_text(group),
-                _span([record.expected for record in group], group, expected_text(first)),
-                _span([record.measured for record in group], group, measured_text(first)),
+                expected_span(group),
+                measured_span(group),
             )
             rows.append((cells, outcome, "" if outcome == "passed" else below))
     told = check.outcome == "passed" or (check.failed_records and not check.reason)
@@ -275,6 +280,14 @@ def _kind(device: str) -> str:
     if arrows:
         return "pairs" if arrows == 1 else "chains"
     return "GPUs" if shown_device(device).startswith("GPU ") else "devices"
+
+
+def expected_span(group: Sequence[Record]) -> str:
+    return _span([record.expected for record in group], group, expected_text(group[0]))
+
+
+def measured_span(group: Sequence[Record]) -> str:
+    return _span([record.measured for record in group], group, measured_text(group[0]))
 
 
 def _span(values: Sequence[object], group: Sequence[Record], single: str) -> str:
