@@ -94,7 +94,7 @@ def _steps(
     nvml = NvmlSide().start()
     with emitter.step("import torch"):
         import torch  # noqa: F401  (what it costs is a step of its own)
-    with emitter.step("versions"):
+    with emitter.step("CUDA start"):
         backend = _backend(arguments.devices, emitter)
     if backend is None:
         return
@@ -131,6 +131,14 @@ def _steps(
         copies.host_speeds(pinned)
     with emitter.step("pair speed", gpus):
         copies.pair_speeds()
+    with emitter.step("context sizes", gpus):
+        for gpu in gpus:
+            growth = nvml.growth_bytes(backend.identity(gpu).uuid)
+            if growth is not None:
+                # With kernels and peer mappings by now: what a running model pays as well.
+                emitter.result(
+                    "context", gpu=gpu, context_bytes=growth - backend.reserved_bytes(gpu)
+                )
 
 
 def _backend(devices: str, emitter: Emitter) -> Backend | None:
@@ -177,7 +185,6 @@ def _devices(backend: Backend, emitter: Emitter, nvml: NvmlSide, need_bytes: int
             capability=list(identity.capability),
             total_bytes=identity.total_bytes,
             free_bytes=free,
-            context_bytes=nvml.context_bytes(identity.uuid),
         )
         if free < need_bytes:
             short.append(gpu)

@@ -42,7 +42,8 @@ class WorkerDevice:
     free_bytes: int
     """Right after the context was made."""
     context_bytes: int | None = None
-    """NVML ``used`` after the context minus before; None if NVML could not say."""
+    """What the context, its kernels and its peer mappings took beside tensors, at the end of
+    the worker's work; None if NVML could not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,33 +26,45 @@ LEAST_MEMORY_BUFFER_BYTES = 256 * MIB
 """Smaller copies would measure the cache (126 MB on the largest cards) as well."""
 
 
-def operands(words: torch.Tensor, dtype: str, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two square matrices from the first words, the same bits on any device.
+def operands(
+    words: torch.Tensor, dtype: str, size: int, step: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two matrices from the first words, the same bits on any device.
 
     :param words: (n,) int64.
     :param dtype: ``bfloat16``: bytes / 128, exact; ``float32``: 32-bit integers / 2**31.
-    :param limit: largest size; the words' number may force a smaller one (a multiple of 16).
+    :param step: every ``step``-th row of the left and column of the right, for a sample.
+    :returns: (size / step, size) and (size, size / step).
     """
     import torch
 
-    integers = words.view(torch.int8 if dtype == "bfloat16" else torch.int32)
-    size = min(limit, math.isqrt(integers.numel() // 2) // 16 * 16)
+    integers = words.view(_integers(dtype))[: 2 * size * size].view(2, size, size)
     scale = 1 / 128 if dtype == "bfloat16" else 2.0**-31
-    both = integers[: 2 * size * size].to(getattr(torch, dtype)) * scale
-    left, right = both.view(2, size, size).unbind(0)
-    return left, right
+    kind = getattr(torch, dtype)
+    return integers[0, ::step].to(kind) * scale, integers[1, :, ::step].to(kind) * scale
 
 
-def sample_error(product: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest error of a spread sample of ``product`` over the sample's largest true value.
+def matrix_size(words: torch.Tensor, dtype: str, limit: int) -> int:
+    """The largest size that the words suffice for, a multiple of 16, at most ``limit``."""
+    numbers = words.numel() * words.element_size() // _integers(dtype).itemsize
+    return min(limit, math.isqrt(numbers // 2) // 16 * 16)
 
-    All on the CPU, (size, size); the reference is float64. Infinite if not finite.
+
+def _integers(dtype: str) -> torch.dtype:
+    import torch
+
+    return torch.int8 if dtype == "bfloat16" else torch.int32
+
+
+def sample_error(sample: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest error of a sample over the sample's largest true value; infinite if not finite.
+
+    All on the CPU: ``left`` (rows, size), ``right`` (size, columns); the truth is float64.
     """
     import torch
 
-    step = max(1, left.shape[0] // SAMPLE)
-    truth = left[::step].to(torch.float64) @ right[:, ::step].to(torch.float64)
-    error = (product.to(torch.float64) - truth).abs().max() / truth.abs().max()
+    truth = left.to(torch.float64) @ right.to(torch.float64)
+    error = (sample.to(torch.float64) - truth).abs().max() / truth.abs().max()
     return float(error) if bool(torch.isfinite(error)) else math.inf
 
 
@@ -67,29 +79,30 @@ def products(
         ("bfloat16", MATRIX_SIZE, torch.int16),
         ("float32", MATRIX_SIZE // 2, torch.int32),
     ):
-        host_left, host_right = operands(host, dtype, limit)
-        step = max(1, host_left.shape[0] // SAMPLE)
+        size = matrix_size(host, dtype, limit)
+        step = max(1, size // SAMPLE)
 
         def multiply(
             gpu: int,
             dtype: str = dtype,
-            limit: int = limit,
+            size: int = size,
             bits: torch.dtype = bits,
             step: int = step,
         ) -> tuple[int, torch.Tensor]:
-            left, right = operands(uploaded[gpu], dtype, limit)
+            left, right = operands(uploaded[gpu], dtype, size)
             product = backend.matmul(left, right, gpu)
             return checksum(product.view(bits)), product[::step, ::step].cpu()
 
         found = emitter.each(sorted(uploaded), multiply)
+        rows, columns = operands(host, dtype, size, step)
         for gpu, (total, sample) in zip(sorted(uploaded), found, strict=True):
             emitter.result(
                 "product",
                 gpu=gpu,
                 dtype=dtype,
-                size=host_left.shape[0],
+                size=size,
                 checksum=total,
-                relative_error=sample_error(sample, host_left, host_right),
+                relative_error=sample_error(sample, rows, columns),
             )
 
 
@@ -99,8 +112,9 @@ def load(
     """bf16 products on all GPUs at once for about ``seconds``: clocks and throttling show."""
 
     def busy(gpu: int) -> float:
-        left, right = operands(uploaded[gpu], "bfloat16", MATRIX_SIZE)
-        operations = 2 * left.shape[0] ** 3
+        size = matrix_size(uploaded[gpu], "bfloat16", MATRIX_SIZE)
+        left, right = operands(uploaded[gpu], "bfloat16", size)
+        operations = 2 * size**3
 
         def run(count: int) -> float:
             def work() -> None:

@@ -21,6 +21,7 @@ class NvmlSide:
         self._nvml: Any = None
         self._handles: dict[str, Any] = {}
         self._before: dict[str, int] = {}
+        self._late = False
         self._thread = threading.Thread(target=self._open, daemon=True)
 
     def start(self) -> NvmlSide:
@@ -30,7 +31,8 @@ class NvmlSide:
     def ready(self, timeout_s: float) -> bool:
         """Wait for NVML at most that long; a driver that hangs here leaves unknowns."""
         self._thread.join(timeout_s)
-        return not self._thread.is_alive() and self._nvml is not None
+        self._late = self._thread.is_alive()
+        return not self._late and self._nvml is not None
 
     def _open(self) -> None:
         try:
@@ -51,9 +53,9 @@ class NvmlSide:
                 continue  # a lost GPU; its entry stays missing, so unknown
         self._nvml = pynvml
 
-    def context_bytes(self, uuid: str) -> int | None:
-        """Bytes in use now minus before; None if unknown."""
-        if self._nvml is None or uuid not in self._before:
+    def growth_bytes(self, uuid: str) -> int | None:
+        """Bytes in use now minus before any context; None if unknown."""
+        if self._late or self._nvml is None or uuid not in self._before:
             return None
         try:
             return _used(self._nvml, self._handles[uuid]) - self._before[uuid]
