@@ -73,9 +73,7 @@ def validate(item: pytest.Item) -> None:
     check_needs(item)
 
 
-def _parsed(
-    item: pytest.Item, mark: pytest.Mark, read: Callable[[pytest.Mark], Parsed]
-) -> Parsed:
+def _parsed(item: pytest.Item, mark: pytest.Mark, read: Callable[[pytest.Mark], Parsed]) -> Parsed:
     try:
         return read(mark)
     except UsageError as error:

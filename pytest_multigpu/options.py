@@ -103,7 +103,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("--gpu-baseline", "compare peaks and speeds with the recorded ones", "FILE"),
     Option("--gpu-baseline-update", "record this run's peaks and speeds"),
     Option("--gpu-baseline-rule", "like peak:2%%+256MiB speed:10%%", "RULE"),
-    Option("--gpu-catalogue", "GPU types and prices in JSON, in place of the built-in ones", "FILE"),
+    Option(
+        "--gpu-catalogue", "GPU types and prices in JSON, in place of the built-in ones", "FILE"
+    ),
     Option("--gpu-wait", "seconds to wait for VRAM to clear (default 10)", "SECONDS"),
 )
 

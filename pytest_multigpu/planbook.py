@@ -117,7 +117,9 @@ class PlanBook:
         if plan.fits:
             return None
         named = self.settings.named_tier
-        return f"needs {'a tier that fits' if named is None else f'tier {named}'}; {plan.reasons[0]}"
+        return (
+            f"needs {'a tier that fits' if named is None else f'tier {named}'}; {plan.reasons[0]}"
+        )
 
     def _make(self, tier: Tier) -> Plan:
         from .planning.peaks import predict
@@ -201,7 +203,9 @@ class PlanBook:
             context_tokens=self.settings.context,
             batch=self.settings.batch,
             fits=False,
-            reasons=(f"{gib(architecture.weights_bytes)} of weights have no GPU to go to: {found}",),
+            reasons=(
+                f"{gib(architecture.weights_bytes)} of weights have no GPU to go to: {found}",
+            ),
             remedies=("run `pytest --gpu-plan --gpu-simulate=4xA6000` to see what would fit",),
         )
 

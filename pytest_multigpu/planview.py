@@ -24,8 +24,6 @@ def print_plan(settings: Settings) -> int:
     for line in plan_lines(plan):
         print(line.text)
     if settings.report_dir is not None:
-        report = RunReport(
-            started=time.time(), tier_asked=settings.tier, versions=session.versions
-        )
+        report = RunReport(started=time.time(), tier_asked=settings.tier, versions=session.versions)
         ReportFile(settings.report_dir).update(replace(report, **session.facts()))
     return 0 if plan.fits else 1

@@ -32,14 +32,17 @@ def unmet(need: GpuRequirement, machine: Machine) -> str | None:
         return f"needs {_needed(need)}; found {_hidden(machine)}"
     fitting = [gpu for gpu in gpus if _fits(gpu, need)]
     if len(fitting) < need.count:
-        listed = ", ".join(f"GPU {position}: {_facts(gpu, need)}" for position, gpu in enumerate(gpus))
+        listed = ", ".join(
+            f"GPU {position}: {_facts(gpu, need)}" for position, gpu in enumerate(gpus)
+        )
         return f"needs {_needed(need)}; found {len(fitting)} ({listed})"
     total = sum(gpu.free_bytes for gpu in gpus if gpu.problem is None)
     if need.total_vram_bytes is not None and total < need.total_vram_bytes:
-        listed = ", ".join(f"GPU {position}: {_facts(gpu, need)}" for position, gpu in enumerate(gpus))
+        listed = ", ".join(
+            f"GPU {position}: {_facts(gpu, need)}" for position, gpu in enumerate(gpus)
+        )
         return (
-            f"needs {gib(need.total_vram_bytes)} free over all GPUs; "
-            f"found {gib(total)} ({listed})"
+            f"needs {gib(need.total_vram_bytes)} free over all GPUs; found {gib(total)} ({listed})"
         )
     return None
 
@@ -84,9 +87,7 @@ def _facts(gpu: Gpu, need: GpuRequirement) -> str:
     facts = [f"{gib(gpu.free_bytes)} free"]
     if need.capability is not None:
         known = gpu.capability
-        facts.append(
-            "capability unknown" if known is None else f"capability {known[0]}.{known[1]}"
-        )
+        facts.append("capability unknown" if known is None else f"capability {known[0]}.{known[1]}")
     if need.nvlink:
         links = gpu.nvlinks
         facts.append("NVLinks unknown" if links is None else f"{links} NVLinks up")

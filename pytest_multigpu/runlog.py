@@ -16,6 +16,7 @@ import pytest
 from . import markers
 from .errors import UsageError
 from .judging.verdict import decide
+from .progress import ProgressLine
 from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
@@ -51,6 +52,7 @@ class RunLog:
             return
         if not any(markers.check_needs(item) for item in items):
             return
+        self.session.on_progress = ProgressLine(self.config)
         try:
             self.session.start(gpu_checks=any(_uses(item, "gpu_worker") for item in items))
         except UsageError as error:

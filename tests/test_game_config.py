@@ -42,7 +42,11 @@ def test_a_detector_beside_the_config_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("{", "malformed JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (
+            "{",
+            "malformed JSON: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1)",
+        ),
         ("[]", "must hold one JSON object, not list"),
         ({"quantization_bits": 3}, "quantization_bits: 3 is not known; write 4, 8 or 16"),
         ({"quantization_bits": "4"}, "quantization_bits: '4' is not known; write 4, 8 or 16"),

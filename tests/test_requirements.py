@@ -45,8 +45,7 @@ def machine(*gpus: Gpu, **other: object) -> Machine:
         (
             GpuRequirement(vram_bytes=40 * GIB),
             machine(gpu(0, 40 * GIB - 1), gpu(1, GIB)),
-            "needs 1 GPU with 40.0 GiB free; "
-            "found 0 (GPU 0: 40.0 GiB free, GPU 1: 1.0 GiB free)",
+            "needs 1 GPU with 40.0 GiB free; found 0 (GPU 0: 40.0 GiB free, GPU 1: 1.0 GiB free)",
         ),
         (
             GpuRequirement(capability=(9, 0)),

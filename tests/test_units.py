@@ -38,7 +38,7 @@ def test_sizes(text: str, size_bytes: int) -> None:
         ("-1GiB", "gpu(vram=): '-1GiB' is not a size; write it like 40GiB or 512MiB"),
         ("GiB", "gpu(vram=): 'GiB' is not a size; write it like 40GiB or 512MiB"),
         ("1e3GiB", "gpu(vram=): '1e3GiB' is not a size; write it like 40GiB or 512MiB"),
-        ("٤GiB", "gpu(vram=): '٤GiB' is not a size; write it like 40GiB or 512MiB"),  # noqa: RUF001
+        ("٤GiB", "gpu(vram=): '٤GiB' is not a size; write it like 40GiB or 512MiB"),
     ],
 )
 def test_wrong_sizes(text: str, message: str) -> None:

@@ -110,8 +110,7 @@ def _need(
 ) -> int:
     """The fullest of ``count`` equal GPUs with the layers spread evenly by bytes."""
     groups = units(architecture)
-    if count > len(groups):
-        count = len(groups)
+    count = min(count, len(groups))
     sizes = [
         sum(block.weights_bytes + kv_bytes(block, context, batch) for block in group)
         for group in groups

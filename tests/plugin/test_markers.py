@@ -136,7 +136,8 @@ def test_wrong_arguments_are_usage_errors_naming_the_test(
 
 
 def test_several_gpu_marks_add_up(
-    pytester: pytest.Pytester, one_h100: None  # noqa: ARG001
+    pytester: pytest.Pytester,
+    one_h100: None,
 ) -> None:
     pytester.makepyfile(
         """

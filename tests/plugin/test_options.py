@@ -81,7 +81,8 @@ def test_defaults(pytester: pytest.Pytester) -> None:
 
 def test_command_line_before_game_before_ini(pytester: pytest.Pytester) -> None:
     pytester.makeini(
-        "[pytest]\ngpu_tier = 16bit\ngpu_context = 4096\ngpu_model = llama-3.1-8b\ngpu_strict = true\n"
+        "[pytest]\ngpu_tier = 16bit\ngpu_context = 4096\ngpu_model = llama-3.1-8b\n"
+        "gpu_strict = true\n"
     )
     Path("game.json").write_text('{"quantization_bits": 8, "model": "llama-3.2-1b"}')
     found = settings(pytester)
