@@ -222,7 +222,7 @@ def merge_catalogue(
 
 def _merged(known: GpuType | None, key: str, fields: object, source: str) -> GpuType:
     if not isinstance(fields, Mapping):
-        raise UsageError(f"{source}: {key} is not an object; write {{\"price\": 2.4}}")
+        raise UsageError(f'{source}: {key} is not an object; write {{"price": 2.4}}')
     changes: dict[str, Any] = {}
     for field, value in fields.items():
         if str(field).startswith("_comment"):

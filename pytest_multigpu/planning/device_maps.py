@@ -114,9 +114,7 @@ def _device(value: object, key: str, source: str, count: int) -> int | str:
         if number.isascii() and number.isdigit() and len(number) < 5:
             value = int(number)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(
-            f"{source}: {key} is on {value!r}; write a GPU's number, \"cpu\" or \"disk\""
-        )
+        raise UsageError(f'{source}: {key} is on {value!r}; write a GPU\'s number, "cpu" or "disk"')
     if not 0 <= value < count:
         seen = "CUDA sees no GPU" if not count else f"CUDA sees {_range(count)}"
         raise UsageError(

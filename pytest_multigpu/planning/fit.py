@@ -107,9 +107,7 @@ def remedies(
         lower = (architectures or {}).get(tier)
         other = _balanced_plan(lower, machine, tokens, batch) if lower is not None else None
         if other is not None and other.fits:
-            found.append(
-                f"--gpu-tier={tier} --gpu-placement=balanced fits: {_fullest(other)}"
-            )
+            found.append(f"--gpu-tier={tier} --gpu-placement=balanced fits: {_fullest(other)}")
             break
     more = _more_gpus(plan, machine, most_gpus)
     if more:

@@ -105,9 +105,7 @@ class Forward:
             gpu.allocator.drop(upcast)
             gpu.allocator.drop(held)
 
-    def extend(
-        self, blocks: list[tuple[Block, Gpu]], *, batch: int, total_tokens: int
-    ) -> None:
+    def extend(self, blocks: list[tuple[Block, Gpu]], *, batch: int, total_tokens: int) -> None:
         """A decode step, caches only: what else it holds is small and there since the first.
 
         Dequantised nf4 weights are the exception, and are replayed.

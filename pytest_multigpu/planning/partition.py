@@ -144,10 +144,7 @@ def balanced(
         )
     groups = units(architecture)
     sizes = [
-        sum(
-            block.weights_bytes + kv_bytes(block, context_tokens, batch)
-            for block in group
-        )
+        sum(block.weights_bytes + kv_bytes(block, context_tokens, batch) for block in group)
         for group in groups
     ]
     costs = {i: costs_for(gpu.capability) for i, gpu in enumerate(visible)}

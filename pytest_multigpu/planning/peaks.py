@@ -292,9 +292,7 @@ def _host_plans(
         activation = 0
         if architecture.tier == "cpu":
             on_gpu_0 = dict.fromkeys(placed, 0)
-            use = replay(
-                architecture, on_gpu_0, {0: CPU}, context_tokens=context, batch=batch
-            )[0]
+            use = replay(architecture, on_gpu_0, {0: CPU}, context_tokens=context, batch=batch)[0]
             activation = max(0, use.allocated_peak_bytes - weights - kv)
         else:
             kv = 0  # an offloaded layer's cache stays on the GPU that runs it

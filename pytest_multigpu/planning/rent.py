@@ -105,9 +105,7 @@ def _fewest(
     return None
 
 
-def _need(
-    architecture: Architecture, count: int, costs: Costs, context: int, batch: int
-) -> int:
+def _need(architecture: Architecture, count: int, costs: Costs, context: int, batch: int) -> int:
     """The fullest of ``count`` equal GPUs with the layers spread evenly by bytes."""
     groups = units(architecture)
     count = min(count, len(groups))

@@ -1,0 +1,117 @@
+"""Verdicts about plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_multigpu.judging.plan import judge_context, judge_plan
+from pytest_multigpu.records.plan import Architecture, Block, DevicePlan, Plan
+from pytest_multigpu.units import GIB
+
+MODEL = Architecture(
+    model="tiny",
+    model_class="LlamaForCausalLM",
+    tier="8bit",
+    dtype="bfloat16",
+    blocks=(Block(name="model.layers.0", kind="layer", layer=0),),
+    hidden_size=1,
+    intermediate_size=1,
+    layers=1,
+    heads=1,
+    kv_heads=1,
+    head_dim=1,
+    vocab_size=1,
+)
+
+
+def device(peak: int, limit: int, name: str = "cuda:0") -> DevicePlan:
+    return DevicePlan(
+        device=name,
+        layers=(0, 0),
+        weights_bytes=0,
+        kv_bytes=0,
+        activation_bytes=0,
+        reserve_bytes=0,
+        peak_bytes=peak,
+        limit_bytes=limit,
+    )
+
+
+PLAN = Plan(
+    architecture=MODEL,
+    weights="synthetic",
+    placement="auto",
+    context_tokens=100,
+    batch=2,
+    fits=True,
+    devices=(device(GIB, GIB),),
+)
+
+
+def test_a_plan_that_fits() -> None:
+    records = judge_plan(PLAN)
+    assert [record.outcome for record in records] == ["passed"] * 3
+    assert records[0].expected == "tiny in 8bit, auto placement fits"
+    assert (records[2].device, records[2].unit) == ("GPU 0", "bytes")
+
+
+@pytest.mark.parametrize(
+    ("peak", "outcome"), [(GIB - 1, "passed"), (GIB, "passed"), (GIB + 1, "failed")]
+)
+def test_the_limit_is_the_last_byte_that_fits(peak: int, outcome: str) -> None:
+    assert judge_plan(replace(PLAN, devices=(device(peak, GIB),)))[2].outcome == outcome
+
+
+def test_a_plan_that_does_not_fit_is_a_shortfall_with_reason_and_remedy() -> None:
+    refused = replace(
+        PLAN,
+        fits=False,
+        reasons=("GPU 1 lacks 2.0 GiB",),
+        remedies=("rent 2 x H100",),
+        offloaded=("model.layers.0",),
+        devices=(device(GIB, GIB), device(3 * GIB, GIB, "cuda:1"), device(5, 0, "cpu")),
+    )
+    records = judge_plan(refused)
+    assert [(r.name, r.outcome) for r in records] == [
+        ("plan", "failed"),
+        ("offloaded blocks", "failed"),
+        ("predicted peak", "passed"),
+        ("predicted peak", "failed"),
+    ]
+    assert all(
+        r.shortfall and r.remedy == "rent 2 x H100" for r in records if r.outcome == "failed"
+    )
+    assert records[0].reason == "GPU 1 lacks 2.0 GiB"
+    assert records[1].reason == "the plan puts model.layers.0 on cpu or disk"
+    assert records[3].reason == "GPU 1 lacks 2.0 GiB of 3.0 GiB"
+
+
+def test_without_a_remedy_the_plan_is_pointed_to() -> None:
+    record = judge_plan(replace(PLAN, fits=False))[0]
+    assert record.reason == "tiny in 8bit, auto placement does not fit"
+    assert record.remedy == "pytest --gpu-plan shows what to rent or change"
+
+
+def test_what_the_plan_does_not_know_is_a_warning() -> None:
+    model = replace(MODEL, unknown=("router buffers are not counted",))
+    record = judge_plan(replace(PLAN, architecture=model))[-1]
+    assert (record.outcome, record.reason) == ("warned", "router buffers are not counted")
+
+
+@pytest.mark.parametrize(
+    ("largest", "outcome", "remedy"),
+    [
+        (101, "passed", ""),
+        (100, "passed", ""),
+        (99, "failed", "--gpu-context=99"),
+        (0, "failed", "pytest --gpu-plan shows what to rent or change"),
+    ],
+)
+def test_room_for_the_context(largest: int, outcome: str, remedy: str) -> None:
+    record = judge_context(PLAN, largest)
+    assert (record.outcome, record.remedy) == (outcome, remedy)
+    assert record.shortfall is (outcome == "failed")
+    if outcome == "failed":
+        assert record.reason == f"100 tokens x 2 were asked for and {largest} fit"

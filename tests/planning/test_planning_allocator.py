@@ -1,0 +1,100 @@
+"""The caching allocator's rules, at and around each boundary."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_multigpu.planning.allocator import Allocator, OutOfMemory
+from pytest_multigpu.units import MIB
+
+
+@pytest.mark.parametrize(
+    ("size", "reserved"),
+    [
+        (1, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 1, 20 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (10 * MIB + 1, 12 * MIB),
+        (12 * MIB, 12 * MIB),
+    ],
+)
+def test_segments(size: int, reserved: int) -> None:
+    allocator = Allocator()
+    allocator.take(size)
+    assert allocator.reserved == reserved
+
+
+@pytest.mark.parametrize(
+    ("left", "reserved"), [(MIB, 24 * MIB), (MIB + 512, 12 * MIB)], ids=["whole", "split"]
+)
+def test_a_large_block_is_split_only_if_more_than_a_mib_is_left(left: int, reserved: int) -> None:
+    allocator = Allocator()
+    block = allocator.take(12 * MIB)
+    allocator.drop(block)
+    allocator.take(12 * MIB - left)
+    allocator.take(left + 512 if left == MIB else left)
+    assert allocator.reserved - (8 * MIB if left == MIB else 0) == reserved
+
+
+def test_freed_neighbours_join() -> None:
+    allocator = Allocator()
+    allocator.drop(allocator.take(60 * MIB))
+    three = [allocator.take(20 * MIB) for _ in range(3)]
+    for block in (three[0], three[2], three[1]):
+        allocator.drop(block)
+    allocator.take(60 * MIB)
+    assert allocator.reserved == 60 * MIB
+
+
+def test_the_smallest_sufficient_block_is_taken() -> None:
+    allocator = Allocator()
+    large, small = allocator.take(40 * MIB), allocator.take(20 * MIB)
+    allocator.drop(large)
+    allocator.drop(small)
+    allocator.take(20 * MIB)
+    allocator.take(40 * MIB)
+    assert allocator.reserved == 60 * MIB
+
+
+def test_at_the_limit_free_segments_are_given_back_once_then_it_is_out_of_memory() -> None:
+    allocator = Allocator(limit_bytes=100 * MIB)
+    allocator.drop(allocator.take(60 * MIB))
+    allocator.take(100 * MIB)
+    assert (allocator.reserved, allocator.peak_reserved) == (100 * MIB, 100 * MIB)
+    with pytest.raises(OutOfMemory) as error:
+        allocator.take(1)
+    assert error.value.missing_bytes == 2 * MIB
+
+
+def test_a_segment_in_use_stays_when_the_cache_is_emptied() -> None:
+    allocator = Allocator()
+    allocator.drop(allocator.take(60 * MIB))
+    kept = allocator.take(20 * MIB)
+    allocator.empty_cache()
+    assert allocator.reserved == 60 * MIB
+    allocator.drop(kept)
+    allocator.empty_cache()
+    assert allocator.reserved == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30 * MIB), st.integers(0, 10), st.booleans()), max_size=60)
+)
+def test_memory_is_never_lost_or_handed_out_twice(steps: list[tuple[int, int, bool]]) -> None:
+    allocator, held = Allocator(), []
+    for size, which, give_back in steps:
+        if give_back and held:
+            allocator.drop(held.pop(which % len(held)))
+        else:
+            held.append(allocator.take(size))
+        spans = sorted((block.address, block.address + block.size) for block in held)
+        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert allocator.allocated == sum(block.size for block in held) <= allocator.reserved
+    for block in held:
+        allocator.drop(block)
+    allocator.empty_cache()
+    assert (allocator.reserved, allocator.allocated) == (0, 0)
