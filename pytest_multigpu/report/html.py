@@ -22,6 +22,7 @@ from .terminal import (
     notes,
     phase_table,
 )
+from .words import printable
 
 NO_PICTURES = "pictures need matplotlib: pip install 'pytest-multigpu[html]'"
 _RANK = {"failed": 0, "error": 1, "unknown": 2, "warned": 3, "skipped": 4, "passed": 5}
@@ -70,7 +71,7 @@ def page(report: RunReport) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # No script, nothing from elsewhere: what a run printed cannot do anything here.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">\n"
+        "style-src 'unsafe-inline'; img-src data:\">\n"
         '<link rel="icon" href="data:,">\n'
         f"<title>{word}: GPU report</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
@@ -78,9 +79,7 @@ def page(report: RunReport) -> str:
 
 
 def _e(text: object) -> str:
-    # Control characters are no HTML; surrogates no UTF-8.
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text))
-    return html.escape(shown)
+    return html.escape(printable(str(text)))
 
 
 def _head(report: RunReport, word: str) -> str:

@@ -15,7 +15,7 @@ from ..records.plan import DevicePlan
 from ..records.report import RunReport
 from ..units import GIB
 from .terminal import Matrix, pair_matrices
-from .words import measured_peaks, shown_device
+from .words import matrix_cell, measured_peaks, printable, shown_device
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,19 +146,22 @@ def _heat_map(name: str, matrix: Matrix) -> str:
             y, x = matrix.devices.index(a), matrix.devices.index(b)
             value = values[y][x]
             colour = "black" if value > 0.6 * top else "white"
-            text = f"{value:.0f}" if value == value else "?"  # noqa: PLR0124
+            text = matrix_cell(value) if value == value else "?"  # noqa: PLR0124
             axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour)
             if record.outcome != "passed":
                 square = Rectangle((x - 0.47, y - 0.47), 0.94, 0.94)
                 square.set(edgecolor=_LIMIT, facecolor="none", linewidth=3)
                 axes.add_patch(square)
-        axes.set_xticks(range(count), matrix.devices, rotation=45 if count > 4 else 0)
-        axes.set_yticks(range(count), matrix.devices)
+        names = [printable(device) for device in matrix.devices]
+        axes.set_xticks(range(count), names, rotation=45 if count > 4 else 0)
+        axes.set_yticks(range(count), names)
         axes.set_xlabel("to")
         axes.set_ylabel("from")
         label = f"{matrix.name} ({matrix.unit})" if matrix.unit else matrix.name
-        bar = figure.colorbar(image, ax=axes, label=label, shrink=0.9)
-        bar.solids.set_rasterized(False)  # an image would need a laxer page policy
+        bar = figure.colorbar(image, ax=axes, label=printable(label), shrink=0.9)
+        if bar.solids is not None:
+            bar.solids.set_rasterized(False)
+            bar.solids.set_edgecolor("face")
 
     return _svg(name, 1.6 + 0.45 * max(count, 3), draw)
 
@@ -197,7 +200,7 @@ def vram_picture(report: RunReport) -> str | None:
                     axes.text(
                         (span.start + span.end) / 2,
                         0.03,
-                        name[:40],
+                        printable(name)[:40],
                         rotation=90,
                         ha="center",
                         va="bottom",

@@ -28,11 +28,13 @@ from .words import (
     expected_text,
     gib_cell,
     layers_text,
+    matrix_cell,
     measured_peaks,
     measured_text,
     number,
     pair_of,
     shown_device,
+    value_text,
 )
 
 
@@ -386,8 +388,10 @@ def _cell(record: Record | None) -> str:
     if record is None:
         return "-"
     value = record.measured
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    text = f"{value:.0f}" if numeric else str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = matrix_cell(value)
+    else:
+        text = value_text(value)
     return text if record.outcome == "passed" else f"{text} !"
 
 

@@ -73,6 +73,16 @@ def measured_text(record: Record) -> str:
     return value_text(record.measured, record.unit)
 
 
+def matrix_cell(value: float) -> str:
+    """``151``, ``7.5``: short enough for a cell of a matrix."""
+    return f"{value:.0f}" if abs(value) >= 10 or value == 0 else f"{value:.2g}"
+
+
+def printable(text: str) -> str:
+    """Control characters are no HTML and surrogates no UTF-8: both become U+FFFD."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def gib_cell(size_bytes: int | None) -> str:
     """A number of GiB for a table whose head says so; ``-`` for unknown."""
     return "-" if size_bytes is None else f"{size_bytes / GIB:.1f}"

@@ -1,0 +1,194 @@
+"""READY or NOT READY: exit codes, the one line, worst first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+from report_examples import copies, few_gpus, four_h100s, free_vram, machine, speed
+
+from pytest_multigpu.judging.verdict import decide, sentence
+from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.report import CheckResult, RunReport
+
+GOOD = Record(name="free VRAM", outcome="passed")
+SHORT = "needs 2 GPUs with 40.0 GiB free each; found 1 (GPU 0: 79.2 GiB free); rent 2 or more"
+
+
+def result(
+    outcome: Literal["passed", "failed", "skipped", "error"] = "passed",
+    *records: Record,
+    reason: str = "",
+    is_check: bool = True,
+    hardware_skip: bool = False,
+    shortfall: bool = False,
+) -> CheckResult:
+    return CheckResult(
+        nodeid="test_x.py::test_x",
+        outcome=outcome,
+        records=records,
+        reason=reason,
+        is_check=is_check,
+        hardware_skip=hardware_skip,
+        shortfall=shortfall,
+    )
+
+
+def run(*checks: CheckResult) -> RunReport:
+    return RunReport(checks=checks)
+
+
+def test_ready_names_model_tier_machine_and_counts() -> None:
+    verdict = decide(four_h100s())
+    assert verdict.ready
+    assert verdict.exit_code == 0
+    assert verdict.reasons == ()
+    assert verdict.line == (
+        "READY: llama-3.3-70b in 16bit on 4 x NVIDIA H100 80GB HBM3: 3 checks passed, 1 warning"
+    )
+
+
+def test_ready_counts_skips_unknown_and_own_tests() -> None:
+    report = run(
+        result("passed", GOOD, Record(name="ECC", outcome="unknown", reason="N/A")),
+        result("skipped", reason="needs NVLink; found none", hardware_skip=True),
+        result("passed", is_check=False),
+    )
+    assert decide(report).line == (
+        "READY: 1 check passed, 1 own test passed, 1 unknown, 1 skipped (no model was loaded)"
+    )
+
+
+def test_cpu_tier_says_that_no_gpu_was_checked() -> None:
+    report = replace(four_h100s(), tier="cpu")
+    assert decide(report).line == (
+        "READY: 3 checks passed, 1 warning (cpu tier: no GPU was checked)"
+    )
+
+
+def test_simulated_says_plan_only() -> None:
+    report = replace(
+        four_h100s(free_vram()),
+        load=None,
+        machine=replace(machine(2, name="A6000"), simulated="2xA6000"),
+    )
+    assert decide(report).line == (
+        "READY: llama-3.3-70b in 16bit on 2 x A6000: 1 check passed (simulated 2xA6000: plan only)"
+    )
+
+
+def test_shortfall_alone_exits_10() -> None:
+    verdict = decide(four_h100s(free_vram(), few_gpus()))
+    assert verdict.exit_code == 10
+    assert not verdict.ready
+    assert verdict.line == f"NOT READY: {SHORT}"
+    assert verdict.reasons == (SHORT,)
+
+
+def test_shortfall_beside_a_failure_exits_1_and_the_failure_comes_first() -> None:
+    verdict = decide(four_h100s(few_gpus(), copies(broken=(0, 2))))
+    assert verdict.exit_code == 1
+    assert verdict.line == (
+        "NOT READY: GPU 0 -> GPU 2 is slow; rent a machine with NVLink (+1 more)"
+    )
+    assert verdict.reasons[1] == SHORT
+
+
+def test_a_crash_is_a_failure_and_never_a_shortfall() -> None:
+    verdict = decide(run(few_gpus(), result("error", reason="RuntimeError: CUDA error")))
+    assert verdict.exit_code == 1
+    assert verdict.reasons[0] == "test_x.py::test_x failed: RuntimeError: CUDA error"
+
+
+def test_a_crash_after_a_shortfall_record_in_the_same_test_exits_1() -> None:
+    short = few_gpus().records
+    assert decide(run(result("failed", *short, reason="ValueError: x"))).exit_code == 1
+
+
+def test_own_failed_test_without_text() -> None:
+    verdict = decide(run(result("passed", GOOD), result("failed", is_check=False)))
+    assert (verdict.exit_code, verdict.line) == (1, "NOT READY: test_x.py::test_x failed")
+
+
+def test_demanded_hardware_without_records_is_a_shortfall() -> None:
+    verdict = decide(run(result("failed", reason="needs 4 GPUs; found no GPU", shortfall=True)))
+    assert (verdict.exit_code, verdict.line) == (10, "NOT READY: needs 4 GPUs; found no GPU")
+
+
+def test_a_failed_record_cannot_hide_in_a_passed_test() -> None:
+    bad = Record(name="copies", outcome="failed", expected="equal", measured="zeros")
+    verdict = decide(run(result("passed", bad)))
+    assert verdict.exit_code == 1
+    assert verdict.line == "NOT READY: copies: expected equal, measured zeros"
+
+
+@pytest.mark.parametrize(("strict", "code"), [(False, 0), (True, 1)])
+def test_no_check_executed(strict: bool, code: int) -> None:
+    skipped = result("skipped", reason="simulated")
+    unknown = result("passed", Record(name="x", outcome="unknown", reason="N/A"))
+    verdict = decide(run(skipped), strict=strict)
+    assert not verdict.ready
+    assert verdict.exit_code == code
+    assert verdict.line == "NOT READY: no check was executed (1 skipped)"
+    assert decide(run(), strict=strict).line == "NOT READY: no check was executed"
+    assert not decide(run(unknown), strict=strict).ready
+
+
+def test_strict_turns_unknown_into_a_failure_that_is_no_shortfall() -> None:
+    unknown = Record(name="ECC", outcome="unknown", reason="ECC could not be read.")
+    report = run(result("passed", GOOD, unknown))
+    assert decide(report).exit_code == 0
+    verdict = decide(report, strict=True)
+    assert (verdict.exit_code, verdict.line) == (1, "NOT READY: ECC could not be read")
+    # The hook may have failed the test for it already: told once.
+    assert decide(run(result("failed", GOOD, unknown)), strict=True).reasons == verdict.reasons
+
+
+def test_strict_turns_hardware_skips_into_shortfalls_and_leaves_the_others() -> None:
+    hardware = result("skipped", reason="needs 2 GPUs; found no GPU", hardware_skip=True)
+    other = result("skipped", reason="not today")
+    assert decide(run(result("passed", GOOD), other), strict=True).ready
+    verdict = decide(run(result("passed", GOOD), other, hardware), strict=True)
+    assert (verdict.exit_code, verdict.reasons) == (10, ("needs 2 GPUs; found no GPU",))
+    assert decide(run(result("passed", GOOD), hardware)).ready
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (2, "the run was interrupted"),
+        (3, "pytest had an internal error"),
+        (4, "pytest was used wrongly"),
+        (5, "no test was collected"),
+        (77, "another plugin ended the run with 77"),
+    ],
+)
+def test_other_exit_codes_are_kept_and_never_ready(status: int, text: str) -> None:
+    verdict = decide(run(result("passed", GOOD)), exit_status=status)
+    assert (verdict.ready, verdict.exit_code) == (False, status)
+    assert verdict.line == f"NOT READY: {text}"
+
+
+def test_interrupted_names_what_was_running_and_still_tells_failures() -> None:
+    report = replace(run(few_gpus()), running="t.py::test_load")
+    verdict = decide(report, exit_status=2)
+    assert verdict.line == "NOT READY: the run was interrupted during t.py::test_load (+1 more)"
+    assert verdict.reasons[1] == SHORT
+
+
+def test_exit_1_without_a_failed_test_stays_1() -> None:
+    verdict = decide(run(result("passed", GOOD)), exit_status=1)
+    assert (verdict.ready, verdict.exit_code) == (False, 1)
+    assert verdict.line == "NOT READY: pytest ended with exit code 1 although no test failed"
+
+
+def test_the_same_reason_is_told_once() -> None:
+    assert len(decide(run(few_gpus(), few_gpus())).reasons) == 1
+
+
+def test_sentence() -> None:
+    assert sentence(speed().records[0]) == (
+        "decoding is slower than half the bandwidth floor; "
+        "torch.backends.cuda.enable_cudnn_sdp(False)"
+    )
