@@ -59,7 +59,7 @@ def copies(report: WorkerReport) -> list[Record]:
     if report.failed_step == "copies":
         records.append(_stopped(name, report))
     missing = count * (count - 1) - len(records)
-    if missing or not count:
+    if missing or not records:
         records += not_measured(report, name, "equal bytes", "devices", "copies")
     return records
 
@@ -95,7 +95,7 @@ def pair_bandwidths(report: WorkerReport) -> list[Record]:
         if pair.gb_per_s is not None
     ]
     count = len(report.devices)
-    if len(records) < count * (count - 1) or not count:
+    if len(records) < count * (count - 1) or not records:
         records += not_measured(report, name, "a speed for every pair", "devices", "pair speed")
     return records
 
