@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .model.loaded import LoadedModel
     from .model.memory import PeakMeter
     from .probes.probe import Probe
+    from .records.health import GpuHealth
     from .records.worker import WorkerReport
 
 SESSION = pytest.StashKey[GpuSession]()
@@ -47,6 +48,12 @@ def gpu_inventory(gpu_session: GpuSession) -> Machine:
 def gpu_worker(gpu_session: GpuSession) -> WorkerReport:
     """What the CUDA worker, a short-lived subprocess, measured on every visible GPU."""
     return gpu_session.worker_report()
+
+
+@pytest.fixture(scope="session")
+def gpu_health(gpu_session: GpuSession) -> tuple[GpuHealth, ...]:
+    """Health of every visible GPU by NVML, sampled while the CUDA worker loads them."""
+    return gpu_session.health()
 
 
 @pytest.fixture(scope="session")

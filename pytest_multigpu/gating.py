@@ -77,8 +77,8 @@ def _check_gate(needs: str, session: GpuSession) -> Gate:
         return model_gate(session)
     if session.settings.tier == "cpu":
         return Gate(action="skip", text="cpu tier: no GPU is checked")
-    if session.machine.problem is None and not session.machine.visible:
-        # The machine check says so as a failure; the rest has nothing to work on.
+    if needs == "gpu" and session.machine.problem is None and not session.machine.visible:
+        # A check that needs the machine says so as a failure; this one has nothing to work on.
         return _lacking(unmet(GpuRequirement(), session.machine) or "", session)
     return RUN
 

@@ -21,14 +21,14 @@ Parsed = TypeVar("Parsed")
 MARKERS = (
     "quick: loads no model; `pytest -m quick` takes seconds.",
     "gpu(count=1, vram=None, total_vram=None, capability=None, nvlink=False): needs that many "
-    "visible GPUs, each with `vram` free; `total_vram` free over all; a compute capability; NVLink.",
+    "visible GPUs, each with `vram` free; `total_vram` free over all; a capability; NVLink.",
     'gpu_tier(tier): needs a plan of that tier ("4bit", "8bit", "16bit") or better that fits.',
     'gpu_peak_limit(size): fails the test if any GPU\'s peak during it is higher ("36GiB").',
     'gpu_leak_limit(size): fails the test if it leaves more than that behind on any GPU ("64MiB").',
-    "check(needs): a shipped check; needs `plan`, `host`, `gpu` or `model`.",
+    "check(needs): a shipped check; needs `plan`, `host`, `machine`, `gpu` or `model`.",
 )
 
-CHECK_NEEDS = ("plan", "host", "gpu", "model")
+CHECK_NEEDS = ("plan", "host", "machine", "gpu", "model")
 
 
 def register(config: pytest.Config) -> None:
@@ -59,7 +59,7 @@ def size_limit(item: pytest.Item, name: str) -> int | None:
 
 
 def check_needs(item: pytest.Item) -> str | None:
-    """``plan``, ``host``, ``gpu`` or ``model`` for a shipped check, None for any other test."""
+    """What a shipped check needs, one of ``CHECK_NEEDS``; None for any other test."""
     mark = item.get_closest_marker("check")
     return None if mark is None else _parsed(item, mark, _read_check)
 

@@ -16,6 +16,7 @@ from .outcomes import annotate, open_gate, run_check
 from .runlog import RunLog
 from .session import GpuSession
 
+gpu_health = fixtures.gpu_health
 gpu_inventory = fixtures.gpu_inventory
 gpu_memory = fixtures.gpu_memory
 gpu_model = fixtures.gpu_model

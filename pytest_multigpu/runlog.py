@@ -23,7 +23,7 @@ from .report import terminal
 from .report.json import ReportFile
 from .session import GpuSession
 
-_OURS = {"gpu_inventory", "gpu_memory", "gpu_model", "gpu_plan", "gpu_probe", "gpu_worker"}
+_OURS = {"gpu_health", "gpu_inventory", "gpu_memory", "gpu_model", "gpu_plan", "gpu_probe", "gpu_worker"}
 _MARKS = ("gpu", "gpu_tier", "gpu_peak_limit", "gpu_leak_limit", "check")
 
 
@@ -54,7 +54,7 @@ class RunLog:
             return
         self.session.on_progress = ProgressLine(self.config)
         try:
-            self.session.start(gpu_checks=any(_uses(item, "gpu_worker") for item in items))
+            self.session.start(gpu_checks=any(_uses(item, name) for item in items for name in ("gpu_worker", "gpu_health")))
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 

@@ -19,10 +19,12 @@ from .records.plan import Plan
 from .records.progress import Progress
 
 if TYPE_CHECKING:
+    from .machine.health import Sampler
     from .machine.worker import WorkerHandle
     from .model.loaded import LoadedModel
     from .model.memory import PeakMeter
     from .probes.probe import Probe
+    from .records.health import GpuHealth
     from .records.worker import WorkerReport
 
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest", "pytest-multigpu")
@@ -40,6 +42,7 @@ class GpuSession:
         self.peaks: list[PhasePeaks] = []
         """Filled by the peak meters of this run, for the reports."""
         self._worker: WorkerHandle | None = None
+        self._sampler: Sampler | None = None
         self._model: LoadedModel | None = None
         self._model_error: MultiGpuError | None = None
 
@@ -89,17 +92,32 @@ class GpuSession:
         real = self.settings.simulate is None and self.settings.tier != "cpu"
         self.plans.check_inputs()
         if gpu_checks and real and self.machine.visible:
+            self._start_worker()
+
+    def _start_worker(self) -> WorkerHandle:
+        """The worker, and beside it a thread that samples health while the GPUs work."""
+        if self._worker is None:
+            from .machine.health import Sampler, read_health
             from .machine.worker import start_worker
 
             self._worker = start_worker(timeout_s=WORKER_SECONDS)
+            indices = self.machine.visible
+            self._sampler = Sampler(indices, base=read_health(indices))
+            self._sampler.start()
+        return self._worker
 
     def worker_report(self) -> WorkerReport:
         """What the CUDA worker measured; waits for it."""
-        from .machine.worker import start_worker
+        report = self._start_worker().result()
+        if self._sampler is not None:
+            self._sampler.stop()
+        return report
 
-        if self._worker is None:
-            self._worker = start_worker(timeout_s=WORKER_SECONDS)
-        return self._worker.result()
+    def health(self) -> tuple[GpuHealth, ...]:
+        """Health of every visible GPU, sampled until the worker had ended: so under load."""
+        self.worker_report()
+        assert self._sampler is not None
+        return self._sampler.result()
 
     def load(self) -> LoadedModel:
         """The model of the chosen plan, loaded once; a failure is remembered, not retried.
@@ -112,7 +130,7 @@ class GpuSession:
             raise self._model_error
         if self._model is None:
             if self._worker is not None:
-                self._worker.result()  # its contexts must be gone before we count bytes
+                self.worker_report()  # its contexts must be gone before we count bytes
             plan = self.plan
             try:
                 self._model = load_model(
@@ -181,4 +199,6 @@ class GpuSession:
         """End what still runs or holds memory."""
         if self._worker is not None:
             self._worker.close()
+        if self._sampler is not None:
+            self._sampler.stop()
         self.release()

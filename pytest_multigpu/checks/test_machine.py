@@ -33,7 +33,7 @@ from pytest_multigpu.records.worker import WorkerReport
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.check(needs="gpu")
+@pytest.mark.check(needs="machine")
 def test_gpus(gpu_inventory: Machine) -> list[Record]:
     """There are GPUs, every one can be read, and they are of one model."""
     return judge_gpus(gpu_inventory)

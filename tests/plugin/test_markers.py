@@ -122,7 +122,7 @@ def test_simulated_machines_run_nothing(pytester: pytest.Pytester) -> None:
         ('gpu_leak_limit("64")', "gpu_leak_limit(): '64' has no unit; write 64GiB or 64MiB"),
         (
             'check(needs="luck")',
-            "check(needs=): unknown need 'luck'; known: plan, host, gpu, model",
+            "check(needs=): unknown need 'luck'; known: plan, host, machine, gpu, model",
         ),
     ],
 )
