@@ -6,10 +6,11 @@ cache asks the hub. May import presets, units and errors.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,8 @@ class ResolvedModel:
     name: str
     """As the user gave it."""
     config_dict: Mapping[str, Any]
-    """The contents of ``config.json``; ``model_type`` is there."""
+    """The contents of ``config.json``; ``model_type`` is there. ``meta.load_config`` makes a
+    transformers config of it; to give it to transformers yourself, deepcopy it first."""
     checkpoint: Path | None = None
     """Folder with ``config.json`` and weights on this machine. Whether every shard is whole is
     for the loader to say; a half-downloaded model of the hub's cache counts as absent."""
@@ -68,7 +70,8 @@ def preset_config(name: str) -> ResolvedModel:
 
     :raises KeyError: no such preset.
     """
-    return ResolvedModel(name=name, config_dict=dict(PRESETS[name]))
+    # A deep copy: transformers rewrites the nested rope settings of a dict that it is given.
+    return ResolvedModel(name=name, config_dict=copy.deepcopy(dict(PRESETS[name])))
 
 
 def _resolve_preset(model: str, preset: str, environ: Mapping[str, str]) -> ResolvedModel:
@@ -80,7 +83,7 @@ def _resolve_preset(model: str, preset: str, environ: Mapping[str, str]) -> Reso
                 config_dict=_read_config(snapshot / "config.json"),
                 checkpoint=snapshot,
             )
-    return ResolvedModel(name=model, config_dict=dict(PRESETS[preset]))
+    return replace(preset_config(preset), name=model)
 
 
 def _resolve_path(model: str, path: Path) -> ResolvedModel:

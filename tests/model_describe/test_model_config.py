@@ -37,6 +37,13 @@ def test_a_preset_needs_nothing_else() -> None:
     assert preset_config("llama-3.3-70b").config_dict == resolved.config_dict
 
 
+def test_what_a_caller_does_to_a_preset_is_not_seen_by_the_next() -> None:
+    first = resolve_config("llama-3.3-70b").config_dict
+    first["rope_scaling"]["factor"] = 1.0
+    assert resolve_config("llama-3.3-70b").config_dict["rope_scaling"]["factor"] == 8.0
+    assert resolve_config("llama-3.1-70b").config_dict["rope_scaling"]["factor"] == 8.0
+
+
 def test_a_preset_finds_its_whole_checkpoint_in_the_cache(cache_home: Path) -> None:
     snapshot = cached(
         cache_home,
