@@ -8,12 +8,13 @@ imported inside the functions. May import errors and the sibling ``config``.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import LoadError, UsageError
 from ..records.plan import Tier
 from .config import OPTION, ResolvedModel
 
@@ -42,6 +43,7 @@ def build_meta_model(
     :param dtype: of what is not quantised: a key of :data:`DTYPE_BYTES`.
     :raises UsageError: a configuration that the installed transformers cannot build a causal
         language model from.
+    :raises LoadError: bitsandbytes is needed and cannot be imported.
     """
     global _last  # noqa: PLW0603 - a cache of one, so that a plan builds its model once
     key = (_fingerprint(resolved.config_dict), tier, dtype, double_quant)
@@ -109,9 +111,25 @@ def _causal_lm_class(resolved: ResolvedModel, config: Any) -> Any:
     return found
 
 
+def _import_bitsandbytes() -> None:
+    chatter = logging.getLogger("bitsandbytes")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)  # it warns about CPU kernels, which nothing here uses
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # a library built for another CUDA fails in many ways
+        raise LoadError(
+            f"bitsandbytes cannot be imported ({_one_line(error)}); reinstall it, or choose "
+            f"--gpu-tier=16bit"
+        ) from error
+    finally:
+        chatter.setLevel(level)
+
+
 def _quantizer(tier: Tier, dtype: Any, double_quant: bool) -> Any:
     if tier not in ("4bit", "8bit"):
         return None
+    _import_bitsandbytes()
     from transformers.utils.quantization_config import BitsAndBytesConfig
 
     if tier == "8bit":

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
-from pytest_multigpu.errors import UsageError
+from pytest_multigpu.errors import LoadError, UsageError
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import ResolvedModel, preset_config
 from pytest_multigpu.presets import PRESETS
@@ -189,6 +190,16 @@ def test_a_configuration_that_cannot_be_built(change: dict[str, object], message
     config = {**PRESETS["tiny-llama"], **change}
     with pytest.raises(UsageError, match=f"^{message}$"):
         describe(ResolvedModel(name="x", config_dict=config), tier="16bit")
+
+
+def test_a_broken_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(LoadError) as caught:
+        describe(preset_config("tiny-llama"), tier="8bit")
+    assert str(caught.value) == (
+        "bitsandbytes cannot be imported (ModuleNotFoundError: import of bitsandbytes halted; "
+        "None in sys.modules); reinstall it, or choose --gpu-tier=16bit"
+    )
 
 
 def test_an_unknown_dtype() -> None:
