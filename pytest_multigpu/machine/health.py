@@ -164,7 +164,10 @@ class Sampler:
             ]
         if self._problem is None:
             return tuple(rows)
-        return tuple(replace(row, problem=row.problem or self._problem) for row in rows)
+        return tuple(
+            replace(row, problem=row.problem if row.samples and row.problem else self._problem)
+            for row in rows
+        )
 
     def _run(self) -> None:
         try:
