@@ -13,8 +13,11 @@ from ..units import GIB, MIB, gib, human_size
 
 WORKING_BYTES = 4 * GIB
 """Host memory of the process itself: torch, CUDA's host side and the loader's buffers."""
+WORKING_BYTES_CPU = GIB
+"""The same without a GPU, for the cpu tier's tiny model."""
 SLOW_LOAD_SECONDS = 900.0
 """A load predicted to take longer is worth a warning."""
+_SHM = "/dev/shm"  # noqa: S108  (named to people, not written to)
 SMALL_SHM = 64 * MIB
 """Docker's default, in which programs that share memory between processes fail."""
 
@@ -108,7 +111,10 @@ def judge_read_speed(speed: ReadSpeed, total_bytes: int) -> Record:
         outcome="warned",
         expected=expected,
         measured=predicted,
-        reason=f"loading will take at least {seconds / 60:.0f} min: {speed.path} reads at {rate:g} GB/s",
+        reason=(
+            f"loading will take at least {seconds / 60:.0f} min: "
+            f"{speed.path} reads at {rate:g} GB/s"
+        ),
         remedy="copy the checkpoint to a local disk",
     )
 
@@ -122,7 +128,7 @@ def judge_host_memory(memory: HostMemory, offloaded_bytes: int, *, gpus: int = 0
     :param offloaded_bytes: weights that the plan puts on the CPU.
     :param gpus: how many GPUs are used; /dev/shm matters from two on.
     """
-    need = offloaded_bytes + WORKING_BYTES
+    need = offloaded_bytes + (WORKING_BYTES if gpus else WORKING_BYTES_CPU)
     return [_judge_memory(memory, need, offloaded_bytes), *_judge_shm(memory, gpus)]
 
 
@@ -157,14 +163,14 @@ def _judge_memory(memory: HostMemory, need: int, offloaded: int) -> Record:
 def _judge_shm(memory: HostMemory, gpus: int) -> Sequence[Record]:
     if gpus < 2:
         return []
-    name, size = "/dev/shm", memory.shm_total_bytes
+    name, size = _SHM, memory.shm_total_bytes
     if size is None:
         return [
             Record(
                 name=name,
                 outcome="unknown",
                 unit="bytes",
-                reason="/dev/shm could not be read",
+                reason=f"{_SHM} could not be read",
                 remedy="df -h /dev/shm",
             )
         ]
@@ -185,7 +191,7 @@ def _judge_shm(memory: HostMemory, gpus: int) -> Sequence[Record]:
             expected=SMALL_SHM + 1,
             measured=size,
             unit="bytes",
-            reason=f"/dev/shm has {human_size(size)}; NCCL and data loaders need more",
+            reason=f"{_SHM} has {human_size(size)}; NCCL and data loaders need more",
             remedy="docker run --shm-size=8g",
         )
     ]

@@ -121,14 +121,12 @@ class Sampler:
         nvml: NvmlLike | None = None,
         *,
         interval: float = 0.02,
-        base: Sequence[GpuHealth] = (),
     ) -> None:
-        """:param interval: seconds between two samples.
-        :param base: a full reading (:func:`read_health`) to merge the samples into."""
+        """:param interval: seconds between two samples."""
         self._indices = tuple(indices)
         self._nvml = nvml
         self._interval = interval
-        self._merged = {row.index: row for row in base}
+        self._merged: dict[int, GpuHealth] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
@@ -166,20 +164,27 @@ class Sampler:
             ]
         if self._problem is None:
             return tuple(rows)
-        return tuple(replace(row, problem=row.problem or self._problem) for row in rows)
+        return tuple(
+            replace(row, problem=row.problem if row.samples and row.problem else self._problem)
+            for row in rows
+        )
 
     def _run(self) -> None:
         try:
             nvml = open_nvml(self._nvml)
+            for index in self._indices:  # once, with what does not change under load
+                self._add(_read_one(nvml, index))
             while not self._stop.is_set():
-                rows = sample(nvml, self._indices)
-                with self._lock:
-                    for row in rows:
-                        known = self._merged.get(row.index)
-                        self._merged[row.index] = row if known is None else merge([known, row])
+                for row in sample(nvml, self._indices):
+                    self._add(row)
                 self._stop.wait(self._interval)
         except Exception as error:  # shown in every row, so that nothing counts as healthy
             self._problem = f"health could not be sampled: {error}"
+
+    def _add(self, row: GpuHealth) -> None:
+        with self._lock:
+            known = self._merged.get(row.index)
+            self._merged[row.index] = row if known is None else merge([known, row])
 
 
 def _read_one(nvml: NvmlLike, index: int) -> GpuHealth:

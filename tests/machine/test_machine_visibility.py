@@ -1,0 +1,120 @@
+"""CUDA_VISIBLE_DEVICES as the CUDA runtime reads it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_multigpu.errors import MachineError
+from pytest_multigpu.machine.fake import FakeGpu, FakeNvml
+from pytest_multigpu.machine.nvml import read_machine
+from pytest_multigpu.machine.visibility import join_by_uuid, read_visibility
+
+UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333", "GPU-cccc4444")
+GPUS = read_machine({}, FakeNvml([FakeGpu(uuid=uuid) for uuid in UUIDS])).gpus
+
+
+@pytest.mark.parametrize(
+    ("value", "visible", "faults", "mend"),
+    [
+        (None, (0, 1, 2, 3), (), ""),
+        ("", (), (), "unset CUDA_VISIBLE_DEVICES"),
+        ("0,1", (0, 1), (), ""),
+        (" 3 , 1", (3, 1), (), ""),
+        ("GPU-bbbb,GPU-aaaa2", (2, 1), (), ""),
+        (
+            "GPU-aaaa",
+            (),
+            ("entry 'GPU-aaaa' fits 2 GPUs: CUDA stops reading there",),
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "GPU-cccc,GPU-cccc4",
+            (),
+            ("entry 'GPU-cccc4' is repeated: CUDA then sees no GPU at all",),
+            "export CUDA_VISIBLE_DEVICES=GPU-cccc4444",
+        ),
+        (
+            "GPU-cccc,GPU-dddd",
+            (3,),
+            ("entry 'GPU-dddd' names no GPU: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=GPU-cccc4444",
+        ),
+        (
+            "GPU-cccc,1",
+            (3,),
+            ("entry '1' is not a GPU UUID: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=GPU-cccc4444",
+        ),
+        (
+            "MIG-1234",
+            (),
+            ("CUDA_VISIBLE_DEVICES=MIG-1234 names MIG instances, not whole GPUs",),
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "0,1,0",
+            (),
+            ("entry '0' is repeated: CUDA then sees no GPU at all",),
+            "export CUDA_VISIBLE_DEVICES=0,1",
+        ),
+        (
+            "-1",
+            (),
+            ("entry '-1' is negative: CUDA stops reading there",),
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "2,x,1",
+            (2,),
+            ("entry 'x' is not a GPU index: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=2,1",
+        ),
+        (
+            "3,4",
+            (3,),
+            ("entry '4' names no GPU: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=3",
+        ),
+    ],
+)
+def test_forms(
+    value: str | None, visible: tuple[int, ...], faults: tuple[str, ...], mend: str
+) -> None:
+    found = read_visibility(value, GPUS)
+    assert (found.visible, found.faults, found.mend) == (visible, faults, mend)
+
+
+def test_oddities_that_change_nothing_are_notes() -> None:
+    ended = read_visibility("0,2,-1,3", GPUS)
+    assert (ended.visible, ended.faults) == ((0, 2), ())
+    assert ended.notes == ("entry '-1' is negative: CUDA stops reading there",)
+    odd = read_visibility("1gpu", GPUS)
+    assert (odd.visible, odd.notes) == ((1,), ("entry '1gpu' is read as 1",))
+
+
+def test_mixed_cards_have_an_uncertain_order_unless_by_bus() -> None:
+    mixed = read_machine({}, FakeNvml([FakeGpu(), FakeGpu(name="NVIDIA RTX A6000")])).gpus
+    assert not read_visibility(None, mixed).certain_order
+    assert not read_visibility("1,0", mixed).certain_order
+    assert read_visibility("1,0", mixed, "PCI_BUS_ID").certain_order
+    assert read_visibility("GPU-00000001", mixed).certain_order
+    assert read_visibility(None, GPUS).certain_order
+
+
+def test_the_machine_carries_both_indices() -> None:
+    machine = read_machine({"CUDA_VISIBLE_DEVICES": "2,0"}, FakeNvml(3))
+    assert machine.visible == (2, 0)
+    assert [gpu.cuda_index for gpu in machine.gpus] == [1, None, 0]
+    assert machine.visible_env == "2,0"
+
+
+def test_joining_by_uuid_takes_cudas_order() -> None:
+    machine = read_machine({}, FakeNvml([FakeGpu(uuid=uuid) for uuid in UUIDS]))
+    joined = join_by_uuid(machine, ["bbbb3333", "GPU-AAAA1111"])
+    assert joined.visible == (2, 0)
+    assert [gpu.cuda_index for gpu in joined.gpus] == [1, None, 0, None]
+    with pytest.raises(MachineError) as caught:
+        join_by_uuid(machine, ["dddd"])
+    assert str(caught.value) == (
+        "CUDA reports cuda:0 as dddd, which is none of the GPUs that NVML lists"
+    )
