@@ -26,7 +26,7 @@ MIN_LARGE = 10 * MIB
 ROUND_LARGE = 2 * MIB
 
 
-class OutOfMemory(Exception):
+class DeviceFullError(Exception):
     """The simulated driver has no more, even after every free segment was given back."""
 
     def __init__(self, missing_bytes: int) -> None:
@@ -66,7 +66,7 @@ class Allocator:
     def take(self, size: int) -> Held:
         """Memory for a tensor of ``size`` bytes.
 
-        :raises OutOfMemory: there is none within the limit.
+        :raises DeviceFullError: there is none within the limit.
         """
         size = max(ROUND, -(-size // ROUND) * ROUND)
         small = size <= SMALL
@@ -139,7 +139,7 @@ class Allocator:
         if limit is not None and self.reserved + size > limit:
             self.empty_cache()
             if self.reserved + size > limit:
-                raise OutOfMemory(self.reserved + size - limit)
+                raise DeviceFullError(self.reserved + size - limit)
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         # A gap, so that two segments never look like neighbours.

@@ -32,10 +32,6 @@ class Costs:
     """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit."""
     int8_outlier_share_down: float = 0.0
     """The same for the Linear after the activation function, whose inputs have longer tails."""
-    int8_load_copies: int = 2
-    """16-bit copies of one weight on its GPU while it is quantised to int8."""
-    warmup: bool = True
-    """Whether loading starts with one allocation of all weights (``caching_allocator_warmup``)."""
 
 
 HOPPER = Costs(
@@ -61,7 +57,6 @@ CPU = Costs(
     module_bytes=0,
     workspace_bytes=0,
     dequantise_above_tokens=0,
-    warmup=False,
 )
 
 MEASURED: tuple[tuple[tuple[int, int], Costs], ...] = (((9, 0), HOPPER),)

@@ -53,13 +53,13 @@ class Forward:
         tokens: int,
         batch: int,
         total_tokens: int,
-        keep_cache: bool = True,
-        capture: bool = False,
+        probe: bool = False,
     ) -> None:
         """One pass of ``tokens`` new tokens for each of ``batch`` sequences.
 
         :param total_tokens: tokens in the cache afterwards.
-        :param capture: keep one layer's output, as a probe's hook does, and score it in fp32.
+        :param probe: without cache and head; one layer's output is kept, as a probe's hook does,
+            and scored in fp32.
         """
         t = tokens * batch
         first = blocks[0][1]
@@ -76,7 +76,15 @@ class Forward:
                     moved = a.take(t * self.hidden * self.size)
                 if gpu is not first:
                     extra = [a.take(t * self.head_dim * self.size) for _ in range(2)]
-                y = self._layer(gpu, block, moved, t, batch, total_tokens, keep_cache)
+                y = self._layer(
+                    gpu,
+                    block,
+                    moved,
+                    t,
+                    batch=batch,
+                    total_tokens=total_tokens,
+                    keep_cache=not probe,
+                )
                 for held in extra:
                     a.drop(held)
                 if moved is not x:
@@ -84,7 +92,7 @@ class Forward:
                 if x is not embedded:
                     x_gpu.allocator.drop(x)
                 x, x_gpu = y, gpu
-                if capture and captured is None:
+                if probe and captured is None:
                     captured = (a.take(t * self.hidden * self.size), gpu)
         norm = next((gpu for block, gpu in blocks if block.kind == "norm"), x_gpu)
         head = next((gpu for block, gpu in blocks if block.kind == "head"), norm)
@@ -97,7 +105,8 @@ class Forward:
         for held in cosines:
             first.allocator.drop(held)
         first.allocator.drop(embedded)
-        self._logits(head, first, batch)
+        if not probe:
+            self._logits(head, first, batch)
         norm.allocator.drop(normed)
         if captured is not None:
             held, gpu = captured
@@ -134,6 +143,7 @@ class Forward:
         block: Block,
         x: Held,
         t: int,
+        *,
         batch: int,
         total_tokens: int,
         keep_cache: bool,

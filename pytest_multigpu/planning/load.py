@@ -1,45 +1,62 @@
-"""Loading as a sequence of allocations: weights, and the 16-bit tensors that are quantised.
+"""Loading as a sequence of allocations: one piece for all weights, and what quantising needs.
 
-Imports records and its own part.
+Follows the package's own loader: on each GPU a scratch buffer as large as the largest 16-bit
+tensor to be quantised (two for int8, which is made from float16), then one piece for everything
+above 1 MiB, from which the tensors are cut; at the end what is free goes back to the driver.
+Imports units, records and its own part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..records.plan import Architecture, Block
+from ..units import MIB
 from .forward import DTYPE_BYTES, Gpu
 
 
-def load_block(gpu: Gpu, architecture: Architecture, block: Block) -> None:
-    """Puts a block's weights on its GPU the way ``from_pretrained`` does.
-
-    16 bit: the tensors, one by one. Quantised: each Linear's 16-bit tensor comes first, then its
-    quantised data and statistics, then the 16-bit tensor goes.
-    """
+def load(gpu: Gpu, architecture: Architecture, blocks: Sequence[Block]) -> None:
+    """Puts the weights of ``blocks`` on one GPU. The allocator's peaks show what it took."""
     a = gpu.allocator
-    shapes = linear_shapes(architecture, block)
-    size = DTYPE_BYTES[architecture.dtype]
-    left = block.weights_bytes
-    for elements in shapes:
-        if architecture.tier in ("16bit", "cpu"):
-            a.take(elements * size)
-            left -= elements * size
-            continue
-        copies = gpu.costs.int8_load_copies if architecture.tier == "8bit" else 1
-        originals = [a.take(elements * size) for _ in range(copies)]
-        packed = elements // 2 if architecture.tier == "4bit" else elements
-        a.take(packed)
-        left -= packed
-        for held in originals:
-            a.drop(held)
-    if left > 0:
-        a.take(left)
+    tensors = [size for block in blocks for size in tensor_sizes(architecture, block)]
+    largest = max((block.load_transient_bytes for block in blocks), default=0)
+    buffers = 2 if architecture.tier == "8bit" and architecture.dtype != "float16" else 1
+    scratch = [a.take(largest) for _ in range(buffers if largest else 0)]
+    reserve = sum(-(-size // 512) * 512 for size in tensors if size > MIB)
+    if reserve:
+        a.drop(a.take(reserve))
+    for size in tensors:
+        a.take(size)
+    for held in scratch:
+        a.drop(held)
+    a.empty_cache()
 
 
-def linear_shapes(architecture: Architecture, block: Block) -> list[int]:
-    """Elements of each Linear of a Llama-shaped layer, in loading order; [] for other blocks.
+def tensor_sizes(architecture: Architecture, block: Block) -> list[int]:
+    """Bytes of a block's tensors as they stay in memory; they sum to its ``weights_bytes``.
 
-    A layer of another shape counts as as many equal parts as its largest tensor suggests.
+    A layer of Llama's shape tensor by tensor, any other block in as many equal parts as its
+    largest tensor suggests.
     """
+    if not block.weights_bytes:
+        return []
+    size = DTYPE_BYTES[architecture.dtype]
+    sizes: list[int] = []
+    for elements in _linears(architecture, block):
+        if architecture.tier == "4bit":
+            sizes += [elements // 2, elements // 16]  # nf4, and fp32 absmax per 64 weights
+        elif architecture.tier == "8bit":
+            sizes.append(elements)
+        else:
+            sizes.append(elements * size)
+    left = block.weights_bytes - sum(sizes)
+    if left < 0:  # not quantised the way its size suggests
+        return [block.weights_bytes]
+    return [*sizes, left] if left else sizes
+
+
+def _linears(architecture: Architecture, block: Block) -> list[int]:
+    """Elements of each Linear of a layer; [] for other blocks."""
     if block.kind != "layer":
         return []
     hidden, inter = architecture.hidden_size, architecture.intermediate_size
@@ -49,6 +66,4 @@ def linear_shapes(architecture: Architecture, block: Block) -> list[int]:
     if 0 <= block.parameters - sum(shapes) <= 16 * (hidden + inter + query):
         return shapes
     largest = block.load_transient_bytes // DTYPE_BYTES[architecture.dtype]
-    if largest < 1:
-        return []
-    return [largest] * (block.parameters // largest)
+    return [largest] * (block.parameters // largest) if largest else []

@@ -225,10 +225,12 @@ def max_memory_for_auto(
     caps = {i: size + step // 2 for i, size in sizes.items()}
     wanted = _layers_on(architecture, target, count)
     for _ in range(steps):
-        found = planner({**caps, "cpu": 0})
+        offered: dict[int | str, int] = {i: cap for i, cap in caps.items()}  # noqa: C416
+        offered["cpu"] = 0
+        found = planner(offered)
         got = _layers_on(architecture, found, count)
         if got == wanted and not any(place in ("cpu", "disk") for place in found.values()):
-            return {**caps}
+            return {i: cap for i, cap in caps.items()}  # noqa: C416 - widens the key type
         moved = False
         for i in range(count):
             # Filled in order: correct the first GPU that is off, the rest follows from it.

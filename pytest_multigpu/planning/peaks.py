@@ -14,11 +14,11 @@ from typing import Literal
 from ..records.machine import Machine
 from ..records.plan import Architecture, Block, DeviceMap, DevicePlan, Peaks, Plan
 from ..units import gib
-from .allocator import Allocator, OutOfMemory
+from .allocator import Allocator, DeviceFullError
 from .costs import CPU, Costs, costs_for
 from .device_maps import OFFLOAD, expand
 from .forward import Forward, Gpu
-from .load import load_block
+from .load import load
 
 NEW_TOKENS = 16
 """Of the context, how many are generated one by one; the rest is the prompt."""
@@ -30,9 +30,7 @@ class Use:
 
     peaks: Peaks
     allocated_peak_bytes: int
-    loaded_bytes: int
-    """In tensors after loading."""
-    kv_bytes: int
+    """In tensors, at the worst moment after loading."""
     fixed_bytes: int
     """Outside torch's allocator, plus the cuBLAS workspace."""
     missing_bytes: int = 0
@@ -108,8 +106,8 @@ def predict(
             index,
             free[index] if index in short else used[index],
             limits[index],
-            context_tokens,
-            batch,
+            context=context_tokens,
+            batch=batch,
         )
         for index in indices
     ]
@@ -121,7 +119,7 @@ def predict(
         context_tokens=context_tokens,
         batch=batch,
         fits=not short and not offloaded,
-        reasons=_reasons(devices, short, offloaded, placed, context_tokens, batch),
+        reasons=_reasons(devices, short, offloaded, placed, context=context_tokens, batch=batch),
         devices=tuple(devices),
         device_map=placed,
         offloaded=offloaded,
@@ -141,48 +139,44 @@ def replay(
 ) -> dict[int, Use]:
     """What each GPU holds in each phase. Blocks on cpu or disk run on the first GPU meanwhile.
 
+    Prefill and the decode steps after it start from the loaded model; so does the probe, a pass
+    over the same tokens without cache and head.
+
     Under ``limits`` a GPU that runs out reports ``missing_bytes`` and the replay goes on without
     a limit on it, so that one call finds every GPU that is short.
     """
-    gpus: dict[int, Gpu] = {}
     missing: dict[int, int] = {}
-    for index in sorted({place for place in placed.values() if isinstance(place, int)}):
-        cost = costs[index]
-        limit = None
-        if limits is not None:
-            limit = max(0, limits[index] - cost.context_bytes - cost.module_bytes)
-        gpus[index] = Gpu(allocator=_Forgiving(limit, index, missing), costs=cost)
-    if not gpus:
+    rooms: dict[int, int | None] = dict.fromkeys(
+        {place for place in placed.values() if isinstance(place, int)}
+    )
+    if limits is not None:
+        rooms = {i: max(0, limits[i] - _outside(costs[i])) for i in rooms}
+
+    def loaded() -> tuple[dict[int, Gpu], list[tuple[Block, Gpu]]]:
+        gpus = {
+            index: Gpu(allocator=_Forgiving(rooms[index], index, missing), costs=costs[index])
+            for index in sorted(rooms)
+        }
+        first = next(iter(gpus.values()))
+        blocks = []
+        for block in architecture.blocks:
+            place = placed[block.name]
+            blocks.append((block, gpus[place] if isinstance(place, int) else first))
+        for gpu in gpus.values():
+            here = [b for b, at in blocks if at is gpu and placed[b.name] not in OFFLOAD]
+            load(gpu, architecture, here)
+        return gpus, blocks
+
+    if not rooms:
         return {}
-    first = next(iter(gpus.values()))
-    blocks = [
-        (block, gpus[place] if isinstance(place := placed[block.name], int) else first)
-        for block in architecture.blocks
-    ]
-    for gpu in gpus.values():
-        here = [block for block, at in blocks if at is gpu and placed[block.name] not in OFFLOAD]
-        total = sum(block.weights_bytes for block in here)
-        if gpu.costs.warmup and total and architecture.tier == "16bit":
-            gpu.allocator.drop(gpu.allocator.take(total))
-        for block in here:
-            load_block(gpu, architecture, block)
-    peaks: dict[str, dict[int, int]] = {"load": _reserved(gpus)}
-    loaded = {index: gpu.allocator.allocated for index, gpu in gpus.items()}
-    for gpu in gpus.values():
-        gpu.allocator.take(gpu.costs.workspace_bytes)
     forward = Forward(architecture, logits_rows=1)
     new_tokens = max(1, min(new_tokens, context_tokens - 1))
     prompt = max(1, context_tokens - new_tokens)
-    if probe:
-        forward.run(
-            blocks,
-            tokens=prompt,
-            batch=batch,
-            total_tokens=prompt,
-            keep_cache=False,
-            capture=True,
-        )
-        peaks["probe"] = _reserved(gpus)
+    gpus, blocks = loaded()
+    peaks = {"load": _reserved(gpus), "probe": dict.fromkeys(gpus, 0)}
+    for gpu in gpus.values():
+        gpu.allocator.restart_peaks()
+        gpu.allocator.take(gpu.costs.workspace_bytes)
     forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt)
     peaks["prefill"] = _reserved(gpus)
     for step in range(prompt + 1, context_tokens + 1):
@@ -191,18 +185,23 @@ def replay(
         else:
             forward.extend(blocks, batch=batch, total_tokens=step)
     peaks["decode"] = _reserved(gpus)
+    if probe:
+        probed, blocks = loaded()
+        for gpu in probed.values():
+            gpu.allocator.restart_peaks()
+            gpu.allocator.take(gpu.costs.workspace_bytes)
+        forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt, probe=True)
+        peaks["probe"] = _reserved(probed)
     return {
         index: Use(
             peaks=Peaks(
                 load_bytes=peaks["load"][index] + gpu.costs.context_bytes,
-                prefill_bytes=peaks["prefill"][index] + _outside(gpu),
-                decode_bytes=peaks["decode"][index] + _outside(gpu),
-                probe_bytes=peaks["probe"][index] + _outside(gpu) if probe else 0,
+                prefill_bytes=peaks["prefill"][index] + _outside(gpu.costs),
+                decode_bytes=peaks["decode"][index] + _outside(gpu.costs),
+                probe_bytes=peaks["probe"][index] + _outside(gpu.costs) if probe else 0,
             ),
             allocated_peak_bytes=gpu.allocator.peak_allocated,
-            loaded_bytes=loaded[index],
-            kv_bytes=sum(k.size + v.size for k, v in gpu.cache.values()),
-            fixed_bytes=_outside(gpu) + gpu.costs.workspace_bytes,
+            fixed_bytes=_outside(gpu.costs) + gpu.costs.workspace_bytes,
             missing_bytes=missing.get(index, 0),
         )
         for index, gpu in gpus.items()
@@ -219,14 +218,14 @@ class _Forgiving(Allocator):
     def _segment(self, size: int, small: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202
         try:
             return super()._segment(size, small)
-        except OutOfMemory as error:
+        except DeviceFullError as error:
             self._missing[self._index] = error.missing_bytes
             self.limit_bytes = None
             return super()._segment(size, small)
 
 
-def _outside(gpu: Gpu) -> int:
-    return gpu.costs.context_bytes + gpu.costs.module_bytes
+def _outside(costs: Costs) -> int:
+    return costs.context_bytes + costs.module_bytes
 
 
 def _reserved(gpus: Mapping[int, Gpu]) -> dict[int, int]:
@@ -258,6 +257,7 @@ def _device_plan(
     index: int,
     use: Use,
     limit: int,
+    *,
     context: int,
     batch: int,
 ) -> DevicePlan:
@@ -316,6 +316,7 @@ def _reasons(
     short: Mapping[int, int],
     offloaded: tuple[str, ...],
     placed: DeviceMap,
+    *,
     context: int,
     batch: int,
 ) -> tuple[str, ...]:

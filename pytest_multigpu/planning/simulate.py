@@ -66,7 +66,8 @@ def _sized(what: str, catalogue: tuple[GpuType, ...]) -> GpuType:
     if not what[0].isdigit():
         known = ", ".join(row.key for row in catalogue)
         raise UsageError(
-            f"--gpu-simulate: {what!r} is no known GPU type; known: {known}; or a size such as 80GiB"
+            f"--gpu-simulate: {what!r} is no known GPU type; known: {known}; "
+            "or a size such as 80GiB"
         )
     size = parse_size(what, what="--gpu-simulate")
     if size < _SMALLEST:

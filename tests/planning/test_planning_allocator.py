@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_multigpu.planning.allocator import Allocator, OutOfMemory
+from pytest_multigpu.planning.allocator import Allocator, DeviceFullError, Held
 from pytest_multigpu.units import MIB
 
 
@@ -65,7 +67,7 @@ def test_at_the_limit_free_segments_are_given_back_once_then_it_is_out_of_memory
     allocator.drop(allocator.take(60 * MIB))
     allocator.take(100 * MIB)
     assert (allocator.reserved, allocator.peak_reserved) == (100 * MIB, 100 * MIB)
-    with pytest.raises(OutOfMemory) as error:
+    with pytest.raises(DeviceFullError) as error:
         allocator.take(1)
     assert error.value.missing_bytes == 2 * MIB
 
@@ -85,14 +87,15 @@ def test_a_segment_in_use_stays_when_the_cache_is_emptied() -> None:
     st.lists(st.tuples(st.integers(1, 30 * MIB), st.integers(0, 10), st.booleans()), max_size=60)
 )
 def test_memory_is_never_lost_or_handed_out_twice(steps: list[tuple[int, int, bool]]) -> None:
-    allocator, held = Allocator(), []
+    allocator = Allocator()
+    held: list[Held] = []
     for size, which, give_back in steps:
         if give_back and held:
             allocator.drop(held.pop(which % len(held)))
         else:
             held.append(allocator.take(size))
         spans = sorted((block.address, block.address + block.size) for block in held)
-        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(spans))
         assert allocator.allocated == sum(block.size for block in held) <= allocator.reserved
     for block in held:
         allocator.drop(block)

@@ -181,8 +181,9 @@ SMALL = st.fixed_dictionaries(
     which=st.integers(0, 2),
     more=st.integers(1, 8192),
 )
-def test_laws(  # noqa: PLR0913
+def test_laws(
     make_llama: Make,
+    *,
     shape: dict[str, int],
     tier: Tier,
     mib: list[int],
@@ -209,4 +210,4 @@ def test_laws(  # noqa: PLR0913
     larger = plan(model, "+".join(f"1x{size}MiB" for size in mib), placed, context, batch)
     assert larger.fits >= found.fits
     assert larger.weights_bytes == found.weights_bytes
-    assert MIB < larger.devices[0].peak_bytes
+    assert larger.devices[0].peak_bytes > MIB
