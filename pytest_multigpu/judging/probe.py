@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from ..records.check import Record
+from ..records.check import Outcome, Record
 from ..records.probe import (
     ArithmeticReading,
     BoundaryReading,
@@ -74,6 +74,7 @@ def _layers(fit: ProbeFit) -> Record:
 def _model_id(fit: ProbeFit) -> list[Record]:
     if fit.probe_model is None:
         return []
+    outcome: Outcome
     wanted, found = _normal(fit.probe_model), _normal(fit.model)
     if wanted in found or found in wanted:
         outcome, reason = "passed", ""
@@ -84,11 +85,7 @@ def _model_id(fit: ProbeFit) -> list[Record]:
     return [
         Record(
             name="probe model",
-            outcome="passed"
-            if outcome == "passed"
-            else "warned"
-            if outcome == "warned"
-            else "failed",
+            outcome=outcome,
             expected=fit.probe_model,
             measured=fit.model,
             reason=reason,
@@ -227,8 +224,11 @@ def judge_boundary(reading: BoundaryReading) -> Record:
     )
 
 
-def judge_size(readings: Sequence[SizeReading]) -> Record:
-    """Activations are as large as the probe's scaler saw them; if not, where they would be."""
+def judge_size(readings: Sequence[SizeReading], *, from_scaler: bool = True) -> Record:
+    """Activations are as large as the probe's scaler saw them; if not, where they would be.
+
+    :param from_scaler: False where the probe has none and the size is that of other texts.
+    """
     own = [reading for reading in readings if reading.is_probe]
     fitting = sorted(
         (r for r in readings if RATIO_LOW <= r.ratio <= RATIO_HIGH and not r.is_probe),
@@ -240,7 +240,7 @@ def judge_size(readings: Sequence[SizeReading]) -> Record:
         first = wrong[0]
         reason = (
             f"activations at layer {first.layer}, site {first.site}, are {first.ratio:.3g} times "
-            "the size that the probe was fitted on"
+            f"the size {'that the probe was fitted on' if from_scaler else 'on other texts'}"
         )
         if fitting:
             best = fitting[0]
@@ -250,11 +250,11 @@ def judge_size(readings: Sequence[SizeReading]) -> Record:
             reason += "; no neighbouring layer or site would fit"
             remedy = _OWN_PROBE
     return Record(
-        name="activation size",
+        name="activation size" if from_scaler else "activation size, against other texts",
         outcome="failed" if wrong else "passed" if own else "unknown",
         expected=f"{RATIO_LOW:g} to {RATIO_HIGH:g}",
         measured=own[0].ratio if own else None,
-        unit="of the probe's",
+        unit="times",
         reason=reason or ("" if own else "the probe's own layer was not read"),
         remedy=remedy,
     )

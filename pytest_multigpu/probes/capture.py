@@ -58,7 +58,7 @@ class Anatomy:
 
 
 def anatomy(model: Any) -> Anatomy:
-    """:raises ScoringError: no decoder layers, final norm or embedding where they are looked for."""
+    """:raises ScoringError: no decoder layers, final norm or embedding under a known name."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     parts = []
     for names in (_EMBEDDINGS, _LAYERS, _NORMS):
@@ -157,7 +157,7 @@ def forward(model: Any, input_ids: torch.Tensor, **options: Any) -> Any:
     import torch
 
     parts = anatomy(model)
-    device = embedding_device(parts)
+    device = runs_on(parts.embedding)
     mask = options.pop("attention_mask", None)
     if mask is not None and not bool(mask.bool().all()):
         mask = mask.to(device)
@@ -168,15 +168,20 @@ def forward(model: Any, input_ids: torch.Tensor, **options: Any) -> Any:
         return parts.decoder(input_ids=input_ids.to(device), use_cache=False, **options)
 
 
-def embedding_device(parts: Anatomy) -> torch.device:
-    """Where token ids must be.
+def runs_on(module: Any) -> torch.device:
+    """The device a module computes on: its weights', or where its dispatcher brings them.
 
-    :raises ScoringError: the embedding's weights are not loaded.
+    :raises ScoringError: its weights are not loaded.
     """
-    device: torch.device = parts.embedding.weight.device
-    if device.type == "meta":
-        raise ScoringError("the embedding's weights are not loaded (device meta)")
-    return device
+    import torch
+
+    device: torch.device = next(module.parameters()).device
+    if device.type != "meta":
+        return device
+    where = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if where is None:
+        raise ScoringError(f"the weights of {type(module).__name__} are not loaded (device meta)")
+    return torch.device(f"cuda:{where}" if isinstance(where, int) else where)
 
 
 def check_ran(wanted: set[int], found: dict[int, Any]) -> None:

@@ -1,66 +1,35 @@
 """Measures, on a loaded model, what must hold of any probe's scores: readings, no verdicts.
 
-One full forward is shared (:func:`observe`); the others leave early or are short.
+One full forward is shared (:mod:`.observe`); the others leave early or are short.
 Imports the other modules of this package, records and errors; torch and numpy inside functions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ScoringError
 from ..records.probe import (
     ArithmeticReading,
-    BoundaryReading,
     HookReading,
-    LayerReading,
     PlantReading,
     ProbeFit,
     ShiftReading,
     SizeReading,
     SpanReading,
 )
-from .capture import anatomy, at_site, capture, check_ran, forward, stream_of, watching
+from .capture import anatomy, at_site, capture, runs_on, stream_of, watching
+from .observe import CHATS, Observed, as_row, differing
 from .probe import SITES, Probe
 from .reference import affine_scores, aggregate, reference_scores, relative_error
 from .scoring import Score, score_activations, score_tokens
-from .spans import Chat, Message, tokenize_chat
+from .spans import tokenize_chat
 
 if TYPE_CHECKING:
     import torch
-
-CHATS: tuple[tuple[Message, ...], ...] = (
-    (
-        {"role": "system", "content": "You play a trader."},
-        {"role": "user", "content": "Did you know of the merger?"},
-        {"role": "assistant", "content": "No, I read it in the news."},
-    ),
-    (
-        {"role": "user", "content": "Who took it?"},
-        {"role": "assistant", "content": "I did."},
-    ),
-    (
-        {"role": "user", "content": "Where were you at noon?"},
-        {"role": "assistant", "content": "At the harbour, counting the boats."},
-    ),
-)
-"""Short texts of different lengths, each with an assistant's answer."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One full forward of one chat: ``streams[i]`` is what a hook on layer i saw, ``hidden`` what
-    ``output_hidden_states`` returned; all ``(1, tokens, hidden)``, each on its own device."""
-
-    chat: Chat
-    input_ids: torch.Tensor
-    streams: dict[int, torch.Tensor]
-    hidden: tuple[torch.Tensor, ...]
-    boundaries: tuple[BoundaryReading, ...]
-    num_layers: int
 
 
 def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
@@ -74,74 +43,6 @@ def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
         probe_model=probe.model,
         model=name,
     )
-
-
-def observe(model: Any, tokenizer: Any, messages: Sequence[Message] = CHATS[0]) -> Observed:
-    """A full forward with ``output_hidden_states`` and a hook on every layer.
-
-    :raises ScoringError: it failed, or a hook never ran.
-    """
-    import torch
-
-    chat = tokenize_chat(tokenizer, messages)
-    input_ids = torch.tensor([chat.input_ids])
-    parts = anatomy(model)
-    streams: dict[int, torch.Tensor] = {}
-    layers = range(parts.num_layers + 1)
-    with watching(model, layers, streams.__setitem__), _received(model) as received:
-        output = forward(model, input_ids, output_hidden_states=True)
-    check_ran(set(layers), streams)
-    if output.hidden_states is None or len(output.hidden_states) != len(layers):
-        raise ScoringError("the model did not return its hidden states")
-    boundaries = []
-    for layer in range(1, parts.num_layers):
-        sent = streams[layer]
-        got = received.get(layer)
-        if got is not None and got.device != sent.device:
-            boundaries.append(
-                BoundaryReading(
-                    layer=layer,
-                    source=str(sent.device),
-                    target=str(got.device),
-                    differing=differing(sent, got),
-                )
-            )
-    return Observed(
-        chat, input_ids, streams, tuple(output.hidden_states), tuple(boundaries), parts.num_layers
-    )
-
-
-@contextmanager
-def _received(model: Any) -> Iterator[dict[int, torch.Tensor]]:
-    """What each block works on, seen on its own device: the input of its first norm, after the
-    dispatcher has moved it."""
-    found: dict[int, torch.Tensor] = {}
-    handles = []
-    for layer, block in enumerate(anatomy(model).blocks):
-        names = ("input_layernorm", "ln_1", "attention_norm")
-        norm = next((getattr(block, name) for name in names if hasattr(block, name)), None)
-        if norm is not None:
-
-            def see(_module: Any, args: tuple[Any, ...], layer: int = layer) -> None:
-                found[layer] = args[0]
-
-            handles.append(norm.register_forward_pre_hook(see))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def differing(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Values whose bits differ, compared on the host; all of them if shape or dtype do."""
-    import torch
-
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return max(a.numel(), b.numel())
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    left, right = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
-    return int((left.view(kind) != right.view(kind)).sum())
 
 
 def read_hooks(model: Any, probe: Probe, observed: Observed) -> list[HookReading]:
@@ -185,52 +86,49 @@ def _independent(model: Any, observed: Observed, layer: int, site: str) -> torch
 
 
 def read_span(tokenizer: Any, probe: Probe, observed: Observed, score: Score) -> SpanReading:
-    """Scored tokens beside those that rendering ever more messages gives."""
-    rule = probe.mask
-    messages = [
-        {"role": role, "content": content}
-        for role, content in zip(observed.chat.roles, _contents(observed.chat), strict=True)
-    ]
+    """Scored tokens beside those found apart from any offset: the fewest tokens that decode to
+    each message's text, widened as the probe says."""
+    rule, ids = probe.mask, observed.chat.input_ids
     picked: set[int] = set()
-    before = 0
-    for count, message in enumerate(messages, 1):
-        text = tokenizer.apply_chat_template(messages[:count], tokenize=False)
-        end = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    after = 0
+    for message in observed.messages:
+        start, after = _text_tokens(tokenizer, ids, after, message["content"].strip())
         if message["role"] in rule.roles:
-            inside = range(before, end)
-            words = _inner(tokenizer, observed.chat.input_ids, inside, message["content"])
-            picked.update(range(words[0] - rule.left, words[1] + rule.right))
-        before = end
-    inside_text = sorted(i for i in picked if 0 <= i < len(observed.chat.input_ids))
-    expected = inside_text[: len(inside_text) - rule.exclude_last]
-    return SpanReading(expected=tuple(expected), found=score.positions)
+            picked.update(range(max(0, start - rule.left), min(len(ids), after + rule.right)))
+    expected = sorted(picked)
+    return SpanReading(
+        expected=tuple(expected[: len(expected) - rule.exclude_last]), found=score.positions
+    )
 
 
-def _contents(chat: Chat) -> list[str]:
-    return list(chat.contents)
-
-
-def _inner(tokenizer: Any, ids: Sequence[int], inside: range, content: str) -> tuple[int, int]:
-    """The longest run of a message's tokens that decodes within its text, at the end of it."""
-    wanted = content.strip()
-    for start in inside:
-        for end in range(inside.stop, start, -1):
-            if tokenizer.decode(list(ids[start:end]), skip_special_tokens=False).strip() == wanted:
-                return start, end
-    raise ScoringError("a message's text is not found among its tokens")
+def _text_tokens(tokenizer: Any, ids: Sequence[int], after: int, wanted: str) -> tuple[int, int]:
+    found: list[tuple[int, int]] = []
+    for start in range(after, len(ids)):
+        for end in range(start + 1, len(ids) + 1):
+            text = tokenizer.decode(list(ids[start:end]), skip_special_tokens=False)
+            if text.strip() == wanted:
+                found.append((start, end))
+            # A token adds at most some characters of space around the text.
+            if len(text) > len(wanted) + 8:
+                break
+        if found and start > found[0][1]:
+            break
+    if not found:
+        raise ScoringError(f"the text {wanted!r:.60} is not found among its chat's tokens")
+    return min(found, key=lambda place: (place[1] - place[0], place))
 
 
 def read_arithmetic(model: Any, probe: Probe, observed: Observed) -> list[ArithmeticReading]:
     """float32 on the device beside float64 numpy, on the same activations of every token."""
-    import dataclasses
-
     import numpy as np
 
     streams = {
         layer: at_site(model, observed.streams[layer], probe.site)[0] for layer in probe.layers
     }
     device = str(streams[probe.layers[0]].device)
-    wide = {layer: x.detach().float().cpu().numpy().astype(np.float64) for layer, x in streams.items()}
+    wide = {
+        layer: x.detach().float().cpu().numpy().astype(np.float64) for layer, x in streams.items()
+    }
     scores = score_activations(probe, streams)
     flipped = dataclasses.replace(
         probe, directions=tuple(-d for d in probe.directions), bias=-probe.bias
@@ -258,8 +156,6 @@ def read_arithmetic(model: Any, probe: Probe, observed: Observed) -> list[Arithm
 def read_plant(model: Any, probe: Probe, observed: Observed) -> list[PlantReading]:
     """Adds each layer's own weight to the residual stream at every other scored token, as large
     as the stream itself, and scores through the usual path."""
-    import dataclasses
-
     import numpy as np
     import torch
 
@@ -367,7 +263,7 @@ def read_generation(
     import torch
 
     steps: dict[int, list[torch.Tensor]] = {layer: [] for layer in probe.layers}
-    device = anatomy(model).embedding.weight.device
+    device = runs_on(anatomy(model).embedding)
     prompt = observed.input_ids.to(device)
     with watching(model, probe.layers, lambda layer, x: steps[layer].append(x)), torch.no_grad():
         text = model.generate(
@@ -406,7 +302,7 @@ def _through_host(model: Any) -> Iterator[None]:
     import torch
 
     blocks = list(anatomy(model).blocks)
-    devices = [next(block.parameters()).device for block in blocks]
+    devices = [runs_on(block) for block in blocks]
     several = len(set(devices)) > 1
     handles = []
 
@@ -433,24 +329,6 @@ def _through_host(model: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def read_layers(observed: Observed) -> list[LayerReading]:
-    """Finite and non-zero, token by token, at every layer of the shared forward."""
-    readings = []
-    for layer, stream in sorted(observed.streams.items()):
-        rows = stream[0].float()
-        finite = rows.isfinite().all(-1)
-        readings.append(
-            LayerReading(
-                layer=layer,
-                device=str(stream.device),
-                tokens=len(rows),
-                not_finite=int((~finite).sum()),
-                zero=int((rows == 0).all(-1).sum()),
-            )
-        )
-    return readings
 
 
 def read_sizes(model: Any, probe: Probe, observed: Observed, around: int = 4) -> list[SizeReading]:
@@ -481,3 +359,24 @@ def read_sizes(model: Any, probe: Probe, observed: Observed, around: int = 4) ->
                     )
                 )
     return readings
+
+
+def with_scaler(model: Any, tokenizer: Any, probe: Probe) -> Probe:
+    """``probe`` with mean and scale measured on other texts than the shared forward's, for one
+    that has none; they tell the expected size and do not enter its score."""
+    import numpy as np
+
+    means, scales = [], []
+    rows: dict[int, list[Any]] = {layer: [] for layer in probe.layers}
+    for messages in CHATS[1:]:
+        chat = tokenize_chat(tokenizer, messages)
+        columns = [index for index, on in enumerate(chat.mask(probe.mask)) if on]
+        for layer, stream in capture(model, as_row(chat), probe.layers).items():
+            x = at_site(model, stream[:, columns], probe.site)[0]
+            rows[layer].append(x.double().cpu().numpy())
+    for layer in probe.layers:
+        x = np.concatenate(rows[layer])
+        means.append(x.mean(0))
+        # A dimension that never varies still needs a scale above zero.
+        scales.append(np.maximum(x.std(0), 1e-9))
+    return dataclasses.replace(probe, mean=tuple(means), scale=tuple(scales), normalize=False)
