@@ -22,17 +22,29 @@ BINARY = next(
     None,
 )
 _FLAGS = [
+    
     "--headless",
+    
     "--no-sandbox",
+    
     "--disable-gpu",
+    
     "--disable-quic",
+    
     "--no-first-run",
+    
     "--hide-scrollbars",
+    
     "--disable-background-networking",
+    
     "--disable-component-update",
+    
     "--disable-sync",
+    
     "--disable-dev-shm-usage",
+    
     "--remote-debugging-pipe",
+,
 ]
 
 
