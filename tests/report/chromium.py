@@ -21,31 +21,19 @@ BINARY = next(
     ),
     None,
 )
-_FLAGS = [
-    
+_FLAGS = (
     "--headless",
-    
     "--no-sandbox",
-    
     "--disable-gpu",
-    
     "--disable-quic",
-    
     "--no-first-run",
-    
     "--hide-scrollbars",
-    
     "--disable-background-networking",
-    
     "--disable-component-update",
-    
     "--disable-sync",
-    
     "--disable-dev-shm-usage",
-    
     "--remote-debugging-pipe",
-,
-]
+)
 
 
 class Browser:

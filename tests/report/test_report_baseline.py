@@ -350,8 +350,9 @@ def test_fuzz_rules(text: str) -> None:
     try:
         rule = parse_rule(text)
     except UsageError as error:
-        assert str(error).startswith("--gpu-baseline-rule: ")
-        assert "\n" not in str(error)
+        message = str(error)
+        assert message.startswith("--gpu-baseline-rule: ")
+        assert "\n" not in message
     else:
         assert rule
         assert all(t.fraction >= 0 and t.absolute >= 0 for t in rule.values())
