@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,12 @@ def have_matplotlib() -> bool:
     return True
 
 
-def gpu_picture(report: RunReport) -> str | None:
+def gpu_pictures(report: RunReport) -> list[str]:
     """Each GPU's predicted bytes stacked, its measured peak below, its limit as a red line."""
     plan = report.plan
     devices = [d for d in plan.devices if d.device.startswith("cuda:")] if plan else []
     if not devices:
-        return None
+        return []
     peaks = measured_peaks(report)
 
     def draw(figure: Figure) -> None:
@@ -81,7 +82,7 @@ def gpu_picture(report: RunReport) -> str | None:
         axes.set_xlabel("GiB in use at the worst moment")
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3, frameon=False)
 
-    return _svg("gpus", 1.5 + 0.55 * len(devices), draw)
+    return [_svg("gpus", 1.5 + 0.55 * len(devices), draw)]
 
 
 def _tick(device: DevicePlan) -> str:
@@ -166,10 +167,10 @@ def _heat_map(name: str, matrix: Matrix) -> str:
     return _svg(name, 1.6 + 0.45 * max(count, 3), draw)
 
 
-def vram_picture(report: RunReport) -> str | None:
+def vram_pictures(report: RunReport) -> list[str]:
     """Bytes in use on every GPU over the run, with tests as bands and limits as dashes."""
     if not report.vram:
-        return None
+        return []
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -213,7 +214,7 @@ def vram_picture(report: RunReport) -> str | None:
         axes.set_ylabel("GiB in use")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
 
-    return _svg("vram", 3.6, draw)
+    return [_svg("vram", 3.6, draw)]
 
 
 def _svg(name: str, height: float, draw: Callable[[Figure], None]) -> str:
@@ -234,7 +235,9 @@ def _svg(name: str, height: float, draw: Callable[[Figure], None]) -> str:
         "xtick.color": _INK,
         "ytick.color": _INK,
     }
-    with mpl.rc_context(style):
+    # A name in a script that the font lacks is a warning; under -W error it would be an exception.
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         figure = Figure(figsize=(6.6, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()

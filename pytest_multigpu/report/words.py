@@ -60,7 +60,7 @@ def value_text(value: Value, unit: str = "") -> str:
         return f"{words} {shown}" if words else shown
     if unit == "bytes" and value == value and abs(value) != float("inf"):  # noqa: PLR0124
         return human_size(int(value))
-    if value == 1 and unit.endswith("s") and unit != "s":
+    if value == 1 and unit.isalpha() and unit.endswith("s") and unit != "s":
         unit = unit[:-1]
     return f"{number(value)} {unit}".rstrip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,27 @@ def test_pictures_have_ids_of_their_own() -> None:
         assert used in ids
     assert "#010203" not in text
     assert "<image" not in text
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+
+    def broken(_: RunReport) -> list[str]:
+        raise ValueError("no <font>")
+
+    monkeypatch.setattr("pytest_multigpu.report.html.copy_pictures", broken)
+    text = page(red())
+    assert "this picture could not be drawn: ValueError: no &lt;font&gt;" in text
+    assert text.count("<svg") == 2
+    assert "copy speed" in text
+
+
+def test_names_that_the_font_lacks_are_no_warning() -> None:
+    pytest.importorskip("matplotlib")
+    far = check("x", Record(name="\u4e2d", outcome="passed", measured=1.0, device="\u4e2d -> b"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "\u4e2d" in page(RunReport(checks=(far,)))
 
 
 def test_the_same_run_gives_the_same_page() -> None:
