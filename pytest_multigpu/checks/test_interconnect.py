@@ -6,7 +6,6 @@ import pytest
 
 from pytest_multigpu.judging import arithmetic, interconnect, worker
 from pytest_multigpu.records.check import Record
-from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.worker import WorkerReport
 
 pytestmark = [pytest.mark.quick, pytest.mark.check(needs="gpu")]
@@ -15,16 +14,6 @@ pytestmark = [pytest.mark.quick, pytest.mark.check(needs="gpu")]
 def test_cuda_worker(gpu_worker: WorkerReport) -> Record:
     """The worker touched every GPU and came through within its limit."""
     return worker.worker_came_through(gpu_worker)
-
-
-def test_cuda_visibility(gpu_worker: WorkerReport, gpu_inventory: Machine) -> list[Record]:
-    """torch sees the inventory's GPUs in the same order."""
-    return worker.visibility(gpu_worker, gpu_inventory)
-
-
-def test_torch_kernels(gpu_worker: WorkerReport) -> list[Record]:
-    """This torch has kernels for every GPU."""
-    return worker.kernels(gpu_worker)
 
 
 def test_copies(gpu_worker: WorkerReport) -> list[Record]:

@@ -1,15 +1,13 @@
-"""Did the CUDA worker come through, and does it see the machine that NVML shows?
+"""Did the CUDA worker come through, and what is said of what it left unmeasured.
 
 Pure: records in, records out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from ..records.check import Record
-from ..records.machine import Machine
 from ..records.worker import WorkerReport
 
 WORKER_REMEDY = (
@@ -38,10 +36,11 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
             )
             for entry in told
         ]
+    problem = report.versions.problem if report.versions else None
     if report.failure is not None:
         why = report.failure
     elif not report.devices:
-        why = (report.versions and report.versions.problem) or "torch sees no GPU"
+        why = problem or "torch sees no GPU"
     else:
         why = "the CUDA worker said nothing of it"
     return [
@@ -50,8 +49,8 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
             outcome="unknown",
             expected=expected,
             reason=f"not measured: {why}",
-            # No GPU at all is the machine's shortfall; the visibility check tells what is broken.
-            shortfall=report.failure is None and not report.devices,
+            # No GPU at all is a shortfall; GPUs that CUDA cannot use are broken.
+            shortfall=report.failure is None and problem is None and not report.devices,
         )
     ]
 
@@ -75,129 +74,3 @@ def worker_came_through(report: WorkerReport) -> Record:
         reason=report.failure,
         remedy=WORKER_REMEDY,
     )
-
-
-def visibility(report: WorkerReport, machine: Machine) -> list[Record]:
-    """What torch sees equals the inventory's visible GPUs, in the same order, by UUID."""
-    name = "GPUs as torch sees them"
-    wanted = [gpu.uuid for gpu in machine.visible_gpus]
-    expected = f"{len(wanted)} GPUs, in the order of the inventory"
-    problem = report.versions.problem if report.versions else None
-    if problem is not None:
-        return [
-            Record(
-                name=name,
-                outcome="failed",
-                expected=expected,
-                measured="no CUDA",
-                reason=f"torch cannot start CUDA: {problem}",
-                remedy="install a torch that this driver serves: https://pytorch.org/get-started",
-                shortfall=not machine.gpus and machine.problem is None,
-            )
-        ]
-    if not report.devices and (report.failure is not None or report.versions is None):
-        return not_measured(report, name, expected)
-    found = [device.uuid for device in report.devices]
-    if not wanted and not found:
-        return [
-            Record(
-                name=name,
-                outcome="failed",
-                expected="at least 1 GPU",
-                measured="0 GPUs",
-                reason="neither the inventory nor torch sees a GPU",
-                remedy="rent a machine with GPUs, or give this container its GPUs (--gpus all)",
-                shortfall=machine.problem is None,
-            )
-        ]
-    if not all(found):
-        return [
-            Record(
-                name=name,
-                outcome="unknown",
-                expected=expected,
-                measured=f"{len(found)} GPUs",
-                reason="this torch does not tell the UUID of a GPU",
-                remedy="pip install -U torch",
-            )
-        ]
-    if len(found) != len(wanted):
-        return [
-            Record(
-                name=name,
-                outcome="failed",
-                expected=expected,
-                measured=f"{len(found)} GPUs",
-                reason=f"the inventory has {len(wanted)} visible GPUs and torch sees {len(found)}",
-                remedy="unset CUDA_VISIBLE_DEVICES, or name GPUs that nvidia-smi -L lists",
-            )
-        ]
-    return [
-        Record(
-            name=name,
-            outcome="passed" if _bare(ours) == _bare(theirs) else "failed",
-            expected=ours,
-            measured=theirs,
-            device=f"GPU {index}",
-            reason=""
-            if _bare(ours) == _bare(theirs)
-            else f"cuda:{index} is {theirs} for torch and {ours} in the inventory",
-            remedy="" if _bare(ours) == _bare(theirs) else "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
-        )
-        for index, (ours, theirs) in enumerate(zip(wanted, found, strict=True))
-    ]
-
-
-def _bare(uuid: str) -> str:
-    return uuid.removeprefix("GPU-").removeprefix("MIG-").lower()
-
-
-def kernels(report: WorkerReport) -> list[Record]:
-    """This torch has kernels (or PTX to make them from) for every GPU's architecture."""
-    name = "torch kernels for the architecture"
-    if report.versions is None or not report.devices:
-        return not_measured(report, name, "kernels for every GPU")
-    arch_list = report.versions.arch_list
-    records = []
-    for device in report.devices:
-        wanted = f"sm_{device.capability[0]}{device.capability[1]}"
-        good = has_kernels(device.capability, arch_list)
-        records.append(
-            Record(
-                name=name,
-                outcome="passed" if good else "failed",
-                expected=wanted,
-                measured=" ".join(arch_list),
-                device=f"GPU {device.index}",
-                reason=""
-                if good
-                else f"torch {report.versions.torch} has no kernels for {device.name} ({wanted})",
-                remedy=""
-                if good
-                else "install a torch built for it: https://pytorch.org/get-started",
-            )
-        )
-    return records
-
-
-def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
-    """Binary code runs on its own major version from its minor on; PTX on anything newer.
-
-    Source: CUDA C++ Programming Guide, "Application Compatibility". A suffix (``sm_90a``)
-    binds the code to exactly that architecture.
-    """
-    for entry in arch_list:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", entry)
-        if match is None:
-            continue
-        kind, major, minor, suffix = match.groups()
-        built = int(major), int(minor)
-        if built == capability:
-            return True
-        if suffix:
-            continue
-        if kind == "sm" and built[0] == capability[0] and built <= capability:
-            return True
-        if kind == "compute" and built <= capability:
-            return True
-    return False
