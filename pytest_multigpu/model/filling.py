@@ -126,22 +126,17 @@ class Filling:
         )
 
     def _fill(self, model: Any, load_config: Any, stock: Callable[[Any], Any]) -> Any:
-        quantizer = load_config.hf_quantizer
         obstacle = self._obstacle(load_config)
         if self._headers is None:
             targets = _targets(model, load_config)
             self.meter.start(sum(target.size_bytes for target in targets))
-            weights = _synthetic(model, targets)
-            try:
+            with _synthetic(model, targets) as weights:
                 if obstacle is not None:
                     self._stock_because(obstacle)
                     return stock({t.name: self._lazy(weights, t) for t in targets})
                 self.used = OWN
-                _reserve(targets, quantizer)
-                with self._quantising(quantizer, targets, weights) as tensors:
-                    return _convert(model, tensors, load_config)
-            finally:
-                weights.close()
+                return self._synthesise(model, load_config, targets, weights)
+        self.meter.start(sum(stored.size_bytes for stored in self._headers.values()))
         if obstacle is None:
             obstacle, plan = _match(model, self._headers, load_config, self._source)
         if obstacle is not None:
@@ -178,22 +173,12 @@ class Filling:
 
     # -- synthesised -----------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _quantising(
-        self, quantizer: Any, targets: list[_Target], weights: SyntheticWeights
-    ) -> Iterator[dict[str, SyntheticTensor]]:
-        """The lazy tensors; those to be quantised share one scratch buffer per device."""
-        import torch
-
-        scratch: dict[Any, Any] = {}
-        for target in targets:
-            if target.quantised:
-                size = max(target.size_bytes, scratch.get(target.device, 0))
-                scratch[target.device] = size
-        buffers = {
-            device: torch.empty(size, dtype=torch.uint8, device=device)
-            for device, size in scratch.items()
-        }
+    def _synthesise(
+        self, model: Any, load_config: Any, targets: list[_Target], weights: SyntheticWeights
+    ) -> Any:
+        """Tensors to be quantised are made in one scratch buffer per device, one after another."""
+        quantizer = load_config.hf_quantizer
+        buffers = _scratch(targets)
 
         def lazy(target: _Target) -> SyntheticTensor:
             def make() -> Any:
@@ -210,8 +195,8 @@ class Filling:
             return SyntheticTensor(make, target.shape, target.dtype)
 
         with self._own_quantiser(quantizer, targets, lambda _: None, self._fail):
-            yield {target.name: lazy(target) for target in targets}
-        buffers.clear()
+            _reserve(targets, quantizer)
+            return _convert(model, {t.name: lazy(t) for t in targets}, load_config)
 
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
@@ -227,20 +212,24 @@ class Filling:
             for key, target in plan
         }
         by_target = {target.name: jobs[key] for key, target in plan}
-        self.meter.start(sum(job.stored.size_bytes for job in jobs.values()))
         targets = [target for _, target in plan]
-        _reserve(targets, quantizer)
         with ReadAhead(list(jobs.values()), report=self.meter.add) as reader:
 
             def failed(error: BaseException) -> None:
                 self._fail(error)
                 reader.fail(error)
 
+            def done(name: str) -> None:
+                reader.consumed(by_target[name])
+
             try:
-                with self._own_quantiser(
-                    quantizer, targets, lambda name: reader.consumed(by_target[name]), failed
-                ):
-                    pending = {key: reader.pending(job) for key, job in jobs.items()}
+                with self._own_quantiser(quantizer, targets, done, failed):
+                    _reserve(targets, quantizer)
+                    self.meter.start(sum(job.stored.size_bytes for job in jobs.values()))
+                    reader.start()
+                    # What the model has no use for is passed on by name: transformers lists it.
+                    pending: dict[str, Any] = dict.fromkeys(headers)
+                    pending.update((key, reader.pending(job)) for key, job in jobs.items())
                     return _convert(model, pending, load_config)
             finally:
                 if reader.error is not None:
@@ -260,21 +249,22 @@ class Filling:
         if quantizer is None:
             yield
             return
-        halves: dict[Any, Any] = {}
+        halves = {}
         if type(quantizer).__name__ == "Bnb8BitHfQuantizer":
-            largest: dict[Any, int] = {}
-            for target in targets:
-                if target.quantised and target.dtype != torch.float16:
-                    numel = math.prod(target.shape)
-                    largest[target.device] = max(largest.get(target.device, 0), numel)
-            for device, numel in largest.items():
-                halves[device] = torch.empty(numel, dtype=torch.float16, device=device)
+            # int8 is made from float16, whatever the weights are.
+            halves = _scratch(
+                [
+                    dataclasses.replace(target, dtype=torch.float16)
+                    for target in targets
+                    if target.dtype != torch.float16
+                ]
+            )
 
         def half(weight: Any) -> Any:
             buffer = halves.get(weight.device)
             if buffer is None:
                 return None
-            return buffer[: weight.numel()].view(weight.shape)
+            return buffer.view(torch.float16)[: weight.numel()].view(weight.shape)
 
         operation = QuantiseInPlace(quantizer, done=done, failed=failed, half=half)
         quantizer.get_quantize_ops = lambda: operation
@@ -283,6 +273,20 @@ class Filling:
         finally:
             del quantizer.get_quantize_ops
             halves.clear()
+
+
+def _scratch(targets: list[_Target]) -> dict[Any, Any]:
+    """Per device, a flat uint8 buffer as large as the largest tensor to be quantised there."""
+    import torch
+
+    largest: dict[Any, int] = {}
+    for target in targets:
+        if target.quantised:
+            largest[target.device] = max(largest.get(target.device, 0), target.size_bytes)
+    return {
+        device: torch.empty(size, dtype=torch.uint8, device=device)
+        for device, size in largest.items()
+    }
 
 
 def _convert(model: Any, tensors: Mapping[str, Any], load_config: Any) -> Any:
@@ -383,7 +387,9 @@ def _match(
     plan: list[tuple[str, _Target]] = []
     seen: set[str] = set()
     for key in sorted(headers, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        name, pattern = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, state
+        )
         if name not in state and key in state:
             name, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
         if pattern is not None:
@@ -417,9 +423,7 @@ def missing_tensors(model: Any, names: set[str]) -> list[str]:
     patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return sorted(
-        name
-        for name in names - tied
-        if not any(re.search(pattern, name) for pattern in patterns)
+        name for name in names - tied if not any(re.search(pattern, name) for pattern in patterns)
     )
 
 
@@ -434,7 +438,8 @@ def _reserve(targets: list[_Target], quantizer: Any) -> None:
     """Ask each GPU for its weights in one piece, which the allocator then deals out.
 
     One large request instead of hundreds, no slack between tensors, and a GPU that is too full
-    is named before anything is read.
+    is named before anything is read. Scratch memory must have been taken before, or it would
+    be cut from that piece.
 
     :raises LoadError: a GPU has less free than its weights take.
     """
@@ -444,22 +449,18 @@ def _reserve(targets: list[_Target], quantizer: Any) -> None:
     for target in targets:
         if target.device.type != "cuda":
             continue
-        sizes = (
-            stored_bytes(quantizer, target.shape) if target.quantised else (target.size_bytes,)
-        )
+        sizes = stored_bytes(quantizer, target.shape) if target.quantised else (target.size_bytes,)
         for size in sizes:
             # Below 1 MiB the allocator uses another pool; it rounds the rest to 512 bytes.
             if size > MIB:
                 wanted[target.device] = wanted.get(target.device, 0) + -(-size // 512) * 512
+    if wanted:
+        torch.cuda.empty_cache()
     for device, size in wanted.items():
-        with torch.cuda.device(device):
-            free, _ = torch.cuda.mem_get_info(device)
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            if free + cached < size:
-                raise LoadError(
-                    f"GPU {device.index}: out of memory: its weights take {gib(size)}, "
-                    f"{gib(free + cached)} are free; plan for the free memory or free it "
-                    "(nvidia-smi shows who holds it)"
-                )
-            if size > cached:
-                torch.empty(size, dtype=torch.uint8, device=device)
+        free, _ = torch.cuda.mem_get_info(device)
+        if free < size:
+            raise LoadError(
+                f"GPU {device.index}: out of memory: its weights take {gib(size)}, {gib(free)} "
+                "are free; plan for the free memory or free it (nvidia-smi shows who holds it)"
+            )
+        torch.empty(size, dtype=torch.uint8, device=device)

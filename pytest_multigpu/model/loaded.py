@@ -116,7 +116,7 @@ def empty_modules(model: Any) -> None:
         if hook is not None:
             module.__dict__.pop("_old_forward", None)
             module.__dict__.pop("forward", None)
-        state = getattr(module, "state", None)
+        state: Any = getattr(module, "state", None)
         if type(state).__name__ == "MatmulLtState":  # int8: CB and SCB move here at first use
             state.CB = state.SCB = None
         if "quant_state" in module.__dict__:  # 4-bit: absmax is kept on the module as well
@@ -127,15 +127,21 @@ def empty_modules(model: Any) -> None:
 
 def free_devices() -> None:
     """Collect garbage and give cached memory back, on the host and on each CUDA device."""
+    gc.collect()
+    empty_caches()
+
+
+def empty_caches() -> None:
+    """Give back what torch's allocators keep of freed memory, GPUs' and pinned."""
     import torch
 
-    gc.collect()
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    cuda: Any = torch.cuda  # partly untyped
+    if not cuda.is_available() or not cuda.is_initialized():
         return
-    for index in range(torch.cuda.device_count()):
-        # A GPU in a failed state must not hide the error that brought us here.
-        with contextlib.suppress(RuntimeError), torch.cuda.device(index):
-            torch.cuda.empty_cache()
+    # One call serves all devices. Entering each device instead would leave a context on it. A
+    # GPU in a failed state must not hide the error that brought us here.
+    with contextlib.suppress(RuntimeError):
+        cuda.empty_cache()
     empty_host_cache = getattr(torch._C, "_host_emptyCache", None)
     if empty_host_cache is not None:
         empty_host_cache()

@@ -10,6 +10,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CheckpointError, LoadError, MultiGpuError, UsageError
@@ -17,7 +18,7 @@ from ..records.model import LoadReport, PeakReading, PhasePeaks
 from ..records.plan import Architecture, Plan, Tier
 from ..records.progress import Progress
 from .filling import STOCK, Filling, missing_message, missing_tensors
-from .loaded import LoadedModel, empty_modules, free_devices
+from .loaded import LoadedModel, empty_caches, empty_modules, free_devices
 from .placement import observe
 from .quantise import quantization_config
 from .safetensors_index import checkpoint_files, read_headers
@@ -74,16 +75,40 @@ def load_model(
     )
     if checkpoint is not None and not headers:
         filling.notes.append("loaded by transformers' own loader: it has no safetensors files")
-    started = time.perf_counter()
     held: list[Any] = []
     try:
+        cls, config, options = _recipe(resolved, checkpoint, tier, dtype, device_map)
+        _wake_devices(device_map)
+        started = time.perf_counter()
         _reset_peaks()
-        assembled, info = _assemble(resolved, checkpoint, tier, dtype, device_map, filling)
+        assembled, info = _assemble(cls, config, options, checkpoint, filling)
         held.append(assembled)
         _check_complete(assembled, info, filling, checkpoint)
-        _synchronise()
+        for index in _devices_in_use():
+            _cuda().synchronize(index)
         seconds = time.perf_counter() - started
-        return _finish(resolved, checkpoint, filling, held, seconds, plan, architecture, tier, dtype)
+        tokenizer = _tokenizer(assembled, checkpoint, filling)
+        if architecture is None:
+            from .architecture import describe
+
+            architecture = plan.architecture if plan else describe(resolved, tier=tier, dtype=dtype)
+        peaks = _peaks()
+        empty_caches()
+        return LoadedModel(
+            model=assembled,
+            tokenizer=tokenizer,
+            architecture=architecture,
+            plan=plan,
+            placement=observe(assembled),
+            load=LoadReport(
+                weights="synthetic" if checkpoint is None else "checkpoint",
+                seconds=seconds,
+                bytes=filling.meter.total_bytes,
+                loader=filling.used,
+                peaks=peaks,
+                notes=tuple(filling.notes),
+            ),
+        )
     except BaseException as error:
         problem = _problem(error, filling, resolved.name)
         # Frames of the traceback hold the half-loaded model; so would the exception's context.
@@ -97,7 +122,8 @@ def load_model(
         free_devices()
         if problem is error:
             raise
-        raise problem from None
+        # The frames are empty now: naming the cause shows its lines and keeps no tensor alive.
+        raise problem from (error if type(problem) is LoadError else None)
 
 
 def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
@@ -111,40 +137,64 @@ def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
     return resolved.checkpoint
 
 
-def _assemble(
+def _recipe(
     resolved: ResolvedModel,
     checkpoint: Any,
     tier: Tier,
     dtype: str,
     device_map: Mapping[str, int | str] | str,
-    filling: Filling,
-) -> tuple[Any, Mapping[str, Any]]:
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Model class, config and ``from_pretrained``'s options; imports all that loading needs."""
     import torch
 
     from .meta import _causal_lm_class, load_config
 
     config = load_config(resolved)
     cls = _causal_lm_class(resolved, config)
-    torch_dtype = getattr(torch, dtype)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "device_map": device_map if isinstance(device_map, str) else dict(device_map),
+    }
     stored = resolved.config_dict.get("quantization_config")
     if stored is not None and checkpoint is not None:
         config.quantization_config = dict(stored)  # the checkpoint's own quantisation
     else:
-        quantization = quantization_config(tier, torch_dtype)
+        quantization = quantization_config(tier, options["dtype"])
         if quantization is not None:
             options["quantization_config"] = quantization
     if checkpoint is None:
         options["state_dict"] = {}
     else:
         options["local_files_only"] = True
-    filler = filling.subclass(cls)
+    return cls, config, options
+
+
+def _wake_devices(device_map: Mapping[str, int | str] | str) -> None:
+    """Create the CUDA contexts that the map needs at the same time, not one after the other."""
+    cuda = _cuda()
+    if isinstance(device_map, str) or not cuda.is_available():
+        return
+    wanted = {place for place in device_map.values() if isinstance(place, int)}
+    absent = sorted(place for place in wanted if place >= cuda.device_count())
+    if absent:
+        raise LoadError(
+            f"the device map names GPU {absent[0]}, this process sees "
+            f"{cuda.device_count()}; correct the map or CUDA_VISIBLE_DEVICES"
+        )
+    if not wanted:
+        return
+    cuda.init()
+    with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
+        list(pool.map(cuda.synchronize, sorted(wanted)))
+
+
+def _assemble(
+    cls: Any, config: Any, options: dict[str, Any], checkpoint: Any, filling: Filling
+) -> tuple[Any, Mapping[str, Any]]:
     with _no_progress_bar():
-        model, info = filler.from_pretrained(
+        model, info = filling.subclass(cls).from_pretrained(
             None if checkpoint is None else str(checkpoint),
             config=config,
-            dtype=torch_dtype,
-            device_map=device_map if isinstance(device_map, str) else dict(device_map),
             output_loading_info=True,
             **options,
         )
@@ -153,10 +203,13 @@ def _assemble(
     return model, info
 
 
-def _check_complete(
-    model: Any, info: Mapping[str, Any], filling: Filling, checkpoint: Any
-) -> None:
+def _check_complete(model: Any, info: Mapping[str, Any], filling: Filling, checkpoint: Any) -> None:
     """transformers fills missing tensors with random numbers and a warning; here that fails."""
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        filling.notes.append(
+            f"{len(unused)} tensors of the checkpoint are not used by the model, first {unused[0]}"
+        )
     missing = missing_tensors(model, set(info["missing_keys"]))
     if not missing:
         return
@@ -168,45 +221,14 @@ def _check_complete(
     raise CheckpointError(missing_message(str(checkpoint), missing))
 
 
-def _finish(
-    resolved: ResolvedModel,
-    checkpoint: Any,
-    filling: Filling,
-    held: list[Any],
-    seconds: float,
-    plan: Plan | None,
-    architecture: Architecture | None,
-    tier: Tier,
-    dtype: str,
-) -> LoadedModel:
-    model = held[0]
+def _tokenizer(model: Any, checkpoint: Any, filling: Filling) -> Any:
     text = model.config.get_text_config(decoder=True)
     length = getattr(text, "max_position_embeddings", None)
     tokenizer, note = tokenizer_for(checkpoint, int(text.vocab_size), length)
     if note is not None:
         filling.notes.append(note)
     _fit_generation(model, tokenizer, built_in=checkpoint is None or note is not None)
-    if architecture is None:
-        from .architecture import describe
-
-        architecture = plan.architecture if plan else describe(resolved, tier=tier, dtype=dtype)
-    free_devices()
-    report = LoadReport(
-        weights="synthetic" if checkpoint is None else "checkpoint",
-        seconds=seconds,
-        bytes=filling.meter.total_bytes,
-        loader=filling.used,
-        peaks=_peaks(),
-        notes=tuple(filling.notes),
-    )
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        architecture=architecture,
-        plan=plan,
-        placement=observe(model),
-        load=report,
-    )
+    return tokenizer
 
 
 def _fit_generation(model: Any, tokenizer: Any, *, built_in: bool) -> None:
@@ -268,41 +290,35 @@ def _out_of_memory(error: Exception) -> str:
     )
 
 
-def _cuda_in_use() -> bool:
+def _cuda() -> Any:
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.cuda  # partly untyped
+
+
+def _devices_in_use() -> list[int]:
+    """CUDA indices on which this process has memory. The others must not get a context here."""
+    cuda = _cuda()
+    if not cuda.is_available() or not cuda.is_initialized():
+        return []
+    return [index for index in range(cuda.device_count()) if cuda.memory_reserved(index)]
 
 
 def _reset_peaks() -> None:
-    import torch
-
-    if _cuda_in_use():
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(index)
-
-
-def _synchronise() -> None:
-    import torch
-
-    if _cuda_in_use():
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(index)
+    for index in _devices_in_use():
+        _cuda().reset_peak_memory_stats(index)
 
 
 def _peaks() -> PhasePeaks:
-    import torch
-
-    if not _cuda_in_use():
-        return PhasePeaks(phase="load")
+    cuda = _cuda()
     return PhasePeaks(
         phase="load",
         readings=tuple(
             PeakReading(
                 device=f"cuda:{index}",
-                allocated_bytes=torch.cuda.max_memory_allocated(index),
-                reserved_bytes=torch.cuda.max_memory_reserved(index),
+                allocated_bytes=cuda.max_memory_allocated(index),
+                reserved_bytes=cuda.max_memory_reserved(index),
             )
-            for index in range(torch.cuda.device_count())
+            for index in _devices_in_use()
         ),
     )

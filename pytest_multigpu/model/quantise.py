@@ -108,6 +108,6 @@ class QuantiseInPlace:
     def _convert_int8(self, name: str, value: Any, model: Any) -> Any:
         weight = value[0] if isinstance(value, list) else value
         module = model.get_submodule(name.rpartition(".")[0])
-        if getattr(module, "source_cls", None).__name__ == "Conv1D":
+        if module.source_cls.__name__ == "Conv1D":
             return quantise_int8(weight.T, model.get_parameter_or_buffer(name))
         return quantise_int8(weight, model.get_parameter_or_buffer(name), self._half(weight))

@@ -77,7 +77,10 @@ class _Lane:
 
 
 class ReadAhead:
-    """Reads ``jobs`` in order with threads of its own. Use as a context manager.
+    """Reads ``jobs`` in order with threads of its own.
+
+    A context manager: entering opens the files and takes the scratch memory, :meth:`start`
+    begins to read, leaving stops the threads and lets go of everything.
 
     :param report: called with the bytes that have just arrived, from any thread.
     """
@@ -112,23 +115,21 @@ class ReadAhead:
     def __enter__(self) -> ReadAhead:
         try:
             self._open()
-            self._workers = [
-                threading.Thread(target=self._work, name=f"read-{i}", daemon=True)
-                for i in range(self._threads_wanted)
-            ]
-            for worker in self._workers:
-                worker.start()
         except BaseException:
             self.close()
             raise
         return self
 
+    def start(self) -> None:
+        for number in range(self._threads_wanted):
+            worker = threading.Thread(target=self._work, name=f"read-{number}", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self) -> None:
-        import torch
-
         # All files at once: one that is deleted from here on can still be read.
         for path in dict.fromkeys(job.stored.path for job in self._jobs):
             try:
@@ -141,7 +142,7 @@ class ReadAhead:
             if job.quantised:
                 largest[job.device] = max(largest.get(job.device, 0), job.stored.size_bytes)
             if job.device.type == "cuda" and job.device not in self._streams:
-                self._streams[job.device] = torch.cuda.Stream(device=job.device)
+                self._streams[job.device] = _cuda().Stream(device=job.device)
         for device, size in largest.items():
             mine = [job for job in self._jobs if job.quantised and job.device == device]
             lane = _Lane(device, size, min(self._slots, len(mine)))
@@ -200,15 +201,13 @@ class ReadAhead:
 
     def consumed(self, job: ReadJob) -> None:
         """The work that reads ``job``'s slot has been issued: the slot may be handed on."""
-        import torch
-
         if job.slot is None:
             return
         lane = self._lanes[job.device]
         event = None
         if job.device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(job.device))
+            event = _cuda().Event()
+            event.record(_cuda().current_stream(job.device))
         with self._lock:
             lane.after[job.slot] = event
             lane.free.append(job.slot)
@@ -218,7 +217,8 @@ class ReadAhead:
     # -- the threads -----------------------------------------------------------------------
 
     def _work(self) -> None:
-        buffer = view = None
+        buffer: Any = None
+        view: Any = None
         try:
             while (claim := self._claim()) is not None:
                 job, start, count = claim
@@ -226,7 +226,7 @@ class ReadAhead:
                     place = self._place(job)
                     if place is None:
                         return
-                    self._read(job, start, memoryview(place.numpy())[start : start + count])
+                    self._read(job, start, _bytes_of(place)[start : start + count])
                 else:
                     if buffer is None:
                         buffer, view = self._pinned()
@@ -261,8 +261,10 @@ class ReadAhead:
     def _pinned(self) -> tuple[Any, Any]:
         import torch
 
-        buffer = torch.empty(self._chunk_bytes, dtype=torch.uint8, pin_memory=True)
-        return buffer, memoryview(buffer.numpy())
+        # Pinning enters the current device; device 0 may not be ours.
+        with torch.cuda.device(next(iter(self._streams))):
+            buffer = torch.empty(self._chunk_bytes, dtype=torch.uint8, pin_memory=True)
+        return buffer, _bytes_of(buffer)
 
     def _read(self, job: ReadJob, start: int, view: Any) -> None:
         stored = job.stored
@@ -320,12 +322,10 @@ class ReadAhead:
         return tensor
 
     def _copy(self, job: ReadJob, target: Any, source: Any) -> None:
-        import torch
-
-        stream = self._streams[job.device]
-        with torch.cuda.device(job.device), torch.cuda.stream(stream):
+        cuda, stream = _cuda(), self._streams[job.device]
+        with cuda.device(job.device), cuda.stream(stream):
             target.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
+            event = cuda.Event()
             event.record(stream)
         event.synchronize()  # releases the GIL; after it the buffer is free
 
@@ -336,6 +336,17 @@ class ReadAhead:
         if complete and not self._stop:
             job.ready.set()
         self._report(count)
+
+
+def _cuda() -> Any:
+    import torch
+
+    return torch.cuda  # partly untyped
+
+
+def _bytes_of(flat: Any) -> memoryview:
+    """The memory of a uint8 tensor on the host."""
+    return memoryview(flat.numpy())
 
 
 def _typed(flat: Any, stored: StoredTensor) -> Any:

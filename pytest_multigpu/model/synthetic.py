@@ -134,7 +134,8 @@ class SyntheticTensor:
 
 
 class SyntheticWeights:
-    """Makes the tensors of one model, each on its planned device.
+    """Makes the tensors of one model, each on its planned device. A context manager: leaving it
+    frees the tables.
 
     :param devices: tensor name to ``torch.device``.
     :param head: name of the output head's weight, if it has weights of its own.
@@ -148,11 +149,22 @@ class SyntheticWeights:
         head: str | None = None,
     ) -> None:
         self._shapes, self._dtypes, self._devices, self._head = shapes, dtypes, devices, head
-        self._tables: dict[Any, SequenceTable] = {}
-        self._numel: dict[Any, int] = {}
+        numel: dict[Any, int] = {}
         for name, shape in shapes.items():
             key = (devices[name], dtypes[name])
-            self._numel[key] = self._numel.get(key, 0) + math.prod(shape)
+            numel[key] = numel.get(key, 0) + math.prod(shape)
+        # A table pays from twice its length on; a tiny model hashes just what it needs.
+        self._tables = {
+            (device, dtype): SequenceTable(device, dtype, keep=count > 2 * PERIOD)
+            for (device, dtype), count in numel.items()
+            if dtype.is_floating_point
+        }
+
+    def __enter__(self) -> SyntheticWeights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tables.clear()
 
     def make(self, name: str, out: Any = None) -> Any:
         """The tensor called ``name`` on its device; into ``out`` if that is given."""
@@ -165,18 +177,7 @@ class SyntheticWeights:
             # Norms 1, biases 0; counters and masks 0.
             is_zero = name.endswith("bias") or not dtype.is_floating_point
             return out.zero_() if is_zero else out.fill_(1)
-        self._table(device, dtype).fill(out.view(-1), start_of(name), scale_of(shape))
+        self._tables[device, dtype].fill(out.view(-1), start_of(name), scale_of(shape))
         if name == self._head:
             out.mul_(head_row_scales(shape[0], dtype, device))
         return out
-
-    def _table(self, device: Any, dtype: Any) -> SequenceTable:
-        key = (device, dtype)
-        if key not in self._tables:
-            # A table pays from twice its length on; a tiny model hashes just what it needs.
-            keep = self._numel[key] > 2 * PERIOD
-            self._tables[key] = SequenceTable(device, dtype, keep=keep)
-        return self._tables[key]
-
-    def close(self) -> None:
-        self._tables.clear()

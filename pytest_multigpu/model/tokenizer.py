@@ -47,7 +47,7 @@ def built_in_tokenizer(max_length: int | None = None) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    begin = SPECIAL_TOKENS[0]
+    begin, end, padding = SPECIAL_TOKENS[0], SPECIAL_TOKENS[4], SPECIAL_TOKENS[5]
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
@@ -61,8 +61,8 @@ def built_in_tokenizer(max_length: int | None = None) -> Any:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=begin,
-        eos_token="<|eot_id|>",
-        pad_token="<|pad|>",
+        eos_token=end,
+        pad_token=padding,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=max_length or 1 << 30,
