@@ -1,0 +1,62 @@
+"""What a greedy generation did and how long it took. Imports only the standard library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One generation. Seconds, every GPU synchronised at each boundary."""
+
+    prefill_seconds: float
+    decode_seconds: tuple[float, ...]
+    """One a token after the first."""
+    waiting_seconds: tuple[float, ...] = ()
+    """Of each decode step, how long Python waited for the GPUs once it had queued all work."""
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median decode step; None if there was none."""
+        return median(self.decode_seconds) if self.decode_seconds else None
+
+    @property
+    def waiting_share(self) -> float | None:
+        """Share of the decode time in which the GPUs were the ones waited for."""
+        total = sum(self.decode_seconds)
+        return sum(self.waiting_seconds) / total if total > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Cached decoding beside one uncached forward over the same text."""
+
+    relative_errors: tuple[float, ...]
+    """For each new token: RMS of the difference of the logits over their standard deviation."""
+    clear_tokens: int
+    """Positions whose best logit leads by more than twice the largest difference allowed."""
+    differing_tokens: int
+    """Of those, how many have another best token in the uncached forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReading:
+    """Two greedy generations of the same prompt, and what they are held against."""
+
+    prompt_tokens: int
+    first_tokens: tuple[int, ...]
+    second_tokens: tuple[int, ...]
+    nonfinite_positions: tuple[int, ...]
+    """Positions of the text whose logits hold NaN or infinity; 0 is the first prompt token."""
+    positions: int
+    """How many positions were looked at."""
+    agreement: Agreement
+    first: Timing
+    """At lengths that this process had not seen before."""
+    repeat: Timing
+    """The same lengths again."""
+    cudnn_attention: bool | None = None
+    """Was cuDNN attention allowed; None without CUDA."""
+    without_cudnn: Timing | None = None
+    """New lengths with cuDNN attention off; measured only if the first pass was slow."""
