@@ -97,12 +97,11 @@ class GpuSession:
     def _start_worker(self) -> WorkerHandle:
         """The worker, and beside it a thread that samples health while the GPUs work."""
         if self._worker is None:
-            from .machine.health import Sampler, read_health
+            from .machine.health import Sampler
             from .machine.worker import start_worker
 
             self._worker = start_worker(timeout_s=WORKER_SECONDS)
-            indices = self.machine.visible
-            self._sampler = Sampler(indices, base=read_health(indices))
+            self._sampler = Sampler(self.machine.visible)
             self._sampler.start()
         return self._worker
 
@@ -114,10 +113,13 @@ class GpuSession:
         return report
 
     def health(self) -> tuple[GpuHealth, ...]:
-        """Health of every visible GPU, sampled until the worker had ended: so under load."""
+        """Health of every visible GPU: all that NVML knows, and the worst seen under load."""
+        from .machine.health import merge, read_health
+
         self.worker_report()
         assert self._sampler is not None
-        return self._sampler.result()
+        still = read_health(indices=self.machine.visible)
+        return tuple(map(merge, zip(still, self._sampler.result(), strict=True)))
 
     def load(self) -> LoadedModel:
         """The model of the chosen plan, loaded once; a failure is remembered, not retried.

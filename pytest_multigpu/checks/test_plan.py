@@ -22,7 +22,9 @@ def test_the_model_fits(gpu_plan: Plan) -> list[Record]:
 @pytest.mark.check(needs="plan")
 def test_room_for_the_context(gpu_plan: Plan, gpu_inventory: Machine) -> Record:
     """The longest context that fits as placed is at least the one asked for."""
-    largest = largest_context(
-        gpu_plan.architecture, gpu_plan.device_map, gpu_inventory, batch=gpu_plan.batch
-    )
+    largest = 0  # where nothing is placed, for want of a GPU
+    if gpu_plan.device_map:
+        largest = largest_context(
+            gpu_plan.architecture, gpu_plan.device_map, gpu_inventory, batch=gpu_plan.batch
+        )
     return judge_context(gpu_plan, largest)

@@ -66,6 +66,16 @@ def _shorter(largest: int, plan: Plan) -> str:
 
 
 def _offloaded(plan: Plan, remedy: str) -> Record:
+    if not plan.device_map:
+        return Record(
+            name="offloaded blocks",
+            outcome="failed",
+            expected=0,
+            unit="blocks",
+            reason=f"nothing is placed: {_first(plan.reasons, 'there is no device map')}",
+            remedy=remedy,
+            shortfall=True,
+        )
     count = len(plan.offloaded)
     listed = ", ".join(plan.offloaded[:4]) + (f" and {count - 4} more" if count > 4 else "")
     return Record(
