@@ -5,31 +5,40 @@ Session fixtures are immutable records, except the loaded model, which is freed 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .gating import model_gate
-from .options import Settings
-from .records.machine import Machine
-from .records.plan import Plan
-from .session import GpuSession
-
 if TYPE_CHECKING:
     from .model.loaded import LoadedModel
     from .model.memory import PeakMeter
     from .probes.probe import Probe
+    from .options import Settings
     from .records.health import GpuHealth
+    from .records.machine import Machine
+    from .records.plan import Plan
     from .records.worker import WorkerReport
+    from .session import GpuSession
 
-SESSION = pytest.StashKey[GpuSession]()
+SETTINGS = pytest.StashKey["Settings"]()
+_SESSION = pytest.StashKey["GpuSession"]()
+
+
+def session_of(config: pytest.Config) -> GpuSession:
+    """The one session of this process, made when it is first asked for."""
+    if _SESSION not in config.stash:
+        from .session import GpuSession
+
+        config.stash[_SESSION] = GpuSession(config.stash[SETTINGS], os.environ)
+    return config.stash[_SESSION]
 
 
 @pytest.fixture(scope="session")
 def gpu_session(request: pytest.FixtureRequest) -> GpuSession:
     """Everything this run knows; the other fixtures are views of it."""
-    return request.config.stash[SESSION]
+    return session_of(request.config)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +78,8 @@ def gpu_model(gpu_session: GpuSession) -> Iterator[LoadedModel]:
     One load a session. Skips where no tier fits (fails where a tier was named or under strict),
     with what was needed and found. Freed at the end, also after failures.
     """
+    from .gating import model_gate
+
     may = model_gate(gpu_session)
     if may.action == "skip":
         pytest.skip(may.text)

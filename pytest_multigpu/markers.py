@@ -18,23 +18,7 @@ from .units import parse_size
 
 Parsed = TypeVar("Parsed")
 
-MARKERS = (
-    "quick: loads no model; `pytest -m quick` takes seconds.",
-    "gpu(count=1, vram=None, total_vram=None, capability=None, nvlink=False): needs that many "
-    "visible GPUs, each with `vram` free; `total_vram` free over all; a capability; NVLink.",
-    'gpu_tier(tier): needs a plan of that tier ("4bit", "8bit", "16bit") or better that fits.',
-    'gpu_peak_limit(size): fails the test if any GPU\'s peak during it is higher ("36GiB").',
-    'gpu_leak_limit(size): fails the test if it leaves more than that behind on any GPU ("64MiB").',
-    "check(needs): a shipped check; needs `plan`, `host`, `machine`, `gpu` or `model`.",
-)
-
 CHECK_NEEDS = ("plan", "host", "machine", "gpu", "model")
-
-
-def register(config: pytest.Config) -> None:
-    """Declare every marker, so that ``--strict-markers`` and ``--markers`` know them."""
-    for line in MARKERS:
-        config.addinivalue_line("markers", line)
 
 
 def gpu_requirement(item: pytest.Item) -> GpuRequirement | None:

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from .errors import UsageError
-from .game_config import GameConfig, read_game_config
-from .records.plan import Tier
+from .records.tiers import Tier
 
 DEFAULT_MODEL = "llama-3.3-70b"
 CPU_MODEL = "tiny-llama"
@@ -138,10 +137,13 @@ def resolve(config: pytest.Config) -> Settings:
     """
     command = {option.ini: config.getoption(option.ini) for option in OPTIONS}
     ini = {option.ini: config.getini(option.ini) for option in OPTIONS}
-    game = GameConfig()
+    game_tier = game_model = game_probe = None
     config_file = _path(command["gpu_config"] or ini["gpu_config"], "--gpu-config")
     if config_file is not None:
+        from .game_config import read_game_config
+
         game = read_game_config(config_file)
+        game_tier, game_model, game_probe = game.tier, game.model, game.probe
 
     def value(key: str, from_game: object = None) -> Any:
         if command[key] is not None:
@@ -150,15 +152,15 @@ def resolve(config: pytest.Config) -> Settings:
             return from_game
         return ini[key] if ini[key] not in ("", None) else None
 
-    tier, dtype = _tier(value("gpu_tier", game.tier))
-    model = value("gpu_model", game.model)
+    tier, dtype = _tier(value("gpu_tier", game_tier))
+    model = value("gpu_model", game_model)
     if tier == "cpu":
         # The built-in model, unless one was named on this very command line.
         model = command["gpu_model"] or CPU_MODEL
-    probe = value("gpu_probe", game.probe)
+    probe = value("gpu_probe", game_probe)
     if tier == "cpu" and command["gpu_probe"] is None:
         probe = None  # made for the game's model, not for the built-in one
-    weights = value("gpu_weights") or "auto"
+    weights: Any = value("gpu_weights") or "auto"
     if weights not in ("auto", "synthetic", "checkpoint"):
         raise UsageError(
             f"--gpu-weights: unknown kind {weights!r}; known: auto, synthetic, checkpoint"

@@ -1,20 +1,17 @@
-"""The pytest plugin: hooks, each a short delegation. Importing it imports nothing heavy."""
+"""The pytest plugin: options, fixtures, and the rest only for runs that are about GPUs.
+
+Importing it imports nothing heavy, and a run that has nothing to do with GPUs pays for no more
+than the options: the hooks of :mod:`runtime` are registered when the first such test is met.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from . import fixtures, markers, options
+from . import fixtures, options
 from .errors import UsageError
-from .limits import measured
-from .outcomes import annotate, open_gate, run_check
-from .runlog import RunLog
-from .session import GpuSession
 
 gpu_health = fixtures.gpu_health
 gpu_inventory = fixtures.gpu_inventory
@@ -26,16 +23,16 @@ gpu_session = fixtures.gpu_session
 gpu_settings = fixtures.gpu_settings
 gpu_worker = fixtures.gpu_worker
 
-# In this order: a sick machine shows before a minute of loading is spent on it.
-CHECK_ORDER = (
-    "test_machine",
-    "test_interconnect",
-    "test_plan",
-    "test_distribution",
-    "test_generation",
-    "test_probe_scoring",
-    "test_peak_memory",
+MARKERS = (
+    "quick: loads no model; `pytest -m quick` takes seconds.",
+    "gpu(count=1, vram=None, total_vram=None, capability=None, nvlink=False): needs that many "
+    "visible GPUs, each with `vram` free; `total_vram` free over all; a capability; NVLink.",
+    'gpu_tier(tier): needs a plan of that tier ("4bit", "8bit", "16bit") or better that fits.',
+    'gpu_peak_limit(size): fails the test if any GPU\'s peak during it is higher ("36GiB").',
+    'gpu_leak_limit(size): fails the test if it leaves more than that behind on any GPU ("64MiB").',
+    "check(needs): a shipped check; needs `plan`, `host`, `machine`, `gpu` or `model`.",
 )
+_NAMES = {"gpu", "gpu_tier", "gpu_peak_limit", "gpu_leak_limit", "check"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,70 +41,54 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    try:
-        if not options.plan_wanted(config):
-            return None
-        from .planview import print_plan
+    if not options.plan_wanted(config):
+        return None
+    from .planview import print_plan
 
+    try:
         return print_plan(options.resolve(config))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    markers.register(config)
+    for line in MARKERS:
+        config.addinivalue_line("markers", line)
     try:
         settings = options.resolve(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-    session = GpuSession(settings, os.environ)
-    config.stash[fixtures.SESSION] = session
-    # The log hears of tests through its own hooks; under xdist only the controller's prints.
-    config.pluginmanager.register(RunLog(config, session), "multigpu-runlog")
+    config.stash[fixtures.SETTINGS] = settings
     checks = str(Path(__file__).with_name("checks"))
     if settings.checks and checks not in config.args:
         config.args.append(checks)
+    # Under xdist the controller collects nothing, but it prints.
+    if settings.asked or config.getoption("dist", "no") != "no":
+        _register_runtime(config)
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        markers.validate(item)
-    items.sort(key=_order)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    concerned = [item for item in items if _about_gpus(item)]
+    if not concerned:
+        return
+    from .ordering import order
+
+    _register_runtime(config)
+    order(items, concerned)
 
 
-def _order(item: pytest.Item) -> tuple[int, int]:
-    """Quick checks, then what loads nothing, then what uses the model, which is freed after it."""
-    name = item.path.stem
-    place = CHECK_ORDER.index(name) if name in CHECK_ORDER else len(CHECK_ORDER)
-    if markers.check_needs(item) is None:
-        return (2 if "gpu_model" in getattr(item, "fixturenames", ()) else 1, 0)
-    return (0 if item.get_closest_marker("quick") else 2, place)
+def _about_gpus(item: pytest.Item) -> bool:
+    return not _NAMES.isdisjoint(mark.name for mark in item.iter_markers()) or any(
+        name.startswith("gpu_") and name in globals() for name in getattr(item, "fixturenames", ())
+    )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    open_gate(item, item.config.stash[fixtures.SESSION])
+def _register_runtime(config: pytest.Config) -> None:
+    if config.pluginmanager.has_plugin("multigpu-runtime"):
+        return
+    from . import runtime
+    from .runlog import RunLog
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
-    if markers.check_needs(pyfuncitem) is None:
-        return None
-    run_check(pyfuncitem, strict=pyfuncitem.config.stash[fixtures.SESSION].settings.strict)
-    return True
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    with measured(item, item.config.stash[fixtures.SESSION]):
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    annotate(item, report)
-    return report
+    config.pluginmanager.register(runtime, "multigpu-runtime")
+    config.pluginmanager.register(RunLog(config), "multigpu-runlog")

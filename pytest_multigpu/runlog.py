@@ -15,26 +15,23 @@ import pytest
 
 from . import markers
 from .errors import UsageError
+from .fixtures import session_of
 from .judging.verdict import decide
 from .progress import ProgressLine
 from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.json import ReportFile
-from .session import GpuSession
-
-_OURS = {"gpu_health", "gpu_inventory", "gpu_memory", "gpu_model", "gpu_plan", "gpu_probe", "gpu_worker"}
-_MARKS = ("gpu", "gpu_tier", "gpu_peak_limit", "gpu_leak_limit", "check")
-
 
 class RunLog:
     """Hears of every test; writes as the run goes; says READY or NOT READY at its end."""
 
-    def __init__(self, config: pytest.Config, session: GpuSession) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.session = session
+        self.session = session = session_of(config)
         self.is_worker = hasattr(config, "workerinput")
-        self.active = session.settings.asked
+        # A controller hears of GPU tests only through its workers' reports.
+        self.active = session.settings.asked or not self._distributes()
         self.began = time.monotonic()
         self.report = RunReport(
             started=time.time(), tier_asked=session.settings.tier, versions=session.versions
@@ -47,14 +44,13 @@ class RunLog:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Know whether the run is about GPUs at all, and start what can run ahead."""
         items = session.items
-        self.active = self.active or any(map(_about_gpus, items))
         if self.config.option.collectonly or self._distributes():
             return
         if not any(markers.check_needs(item) for item in items):
             return
         self.session.on_progress = ProgressLine(self.config)
         try:
-            self.session.start(gpu_checks=any(_uses(item, name) for item in items for name in ("gpu_worker", "gpu_health")))
+            self.session.start(worker=any(map(_uses_worker, items)))
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -68,6 +64,7 @@ class RunLog:
             self._write()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.active = self.active or hasattr(report, "gpu")
         self._phases.setdefault(report.nodeid, []).append(report)
         if report.when == "teardown":
             self._end(report.nodeid)
@@ -135,14 +132,8 @@ class RunLog:
                 reporter.write_line(line.text, **line.kwargs)
 
 
-def _about_gpus(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in _MARKS) or any(
-        _uses(item, name) for name in _OURS
-    )
-
-
-def _uses(item: pytest.Item, fixture: str) -> bool:
-    return fixture in getattr(item, "fixturenames", ())
+def _uses_worker(item: pytest.Item) -> bool:
+    return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def _result(nodeid: str, phases: list[pytest.TestReport], seconds: float) -> CheckResult:

@@ -83,7 +83,7 @@ class GpuSession:
                 continue
         return found
 
-    def start(self, *, gpu_checks: bool) -> None:
+    def start(self, *, worker: bool) -> None:
         """Before the first test: read the machine, then let the CUDA worker run ahead.
 
         :raises UsageError: bad input that only the machine can tell, such as a device map that
@@ -91,7 +91,7 @@ class GpuSession:
         """
         real = self.settings.simulate is None and self.settings.tier != "cpu"
         self.plans.check_inputs()
-        if gpu_checks and real and self.machine.visible:
+        if worker and real and self.machine.visible:
             self._start_worker()
 
     def _start_worker(self) -> WorkerHandle:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Tier = Literal["cpu", "4bit", "8bit", "16bit"]
-TIERS: tuple[Tier, ...] = ("cpu", "4bit", "8bit", "16bit")
-"""From least to most demanding."""
+from .tiers import TIERS as TIERS
+from .tiers import Tier as Tier
 
 BlockKind = Literal["embedding", "layer", "norm", "head", "other"]
 

@@ -1,0 +1,37 @@
+"""The order of a run: a sick machine shows before a minute of loading is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from .markers import check_needs, validate
+
+CHECK_ORDER = (
+    "test_machine",
+    "test_interconnect",
+    "test_plan",
+    "test_distribution",
+    "test_generation",
+    "test_probe_scoring",
+    "test_peak_memory",
+)
+
+
+def order(items: list[pytest.Item], concerned: Iterable[pytest.Item]) -> None:
+    """Sort in place: quick checks, then what loads nothing, then whatever uses the model.
+
+    :raises pytest.UsageError: a test's marks have wrong arguments.
+    """
+    for item in concerned:
+        validate(item)
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[int, int]:
+    if check_needs(item) is None:
+        return (2 if "gpu_model" in getattr(item, "fixturenames", ()) else 1, 0)
+    name = item.path.stem
+    place = CHECK_ORDER.index(name) if name in CHECK_ORDER else len(CHECK_ORDER)
+    return (0 if item.get_closest_marker("quick") else 2, place)

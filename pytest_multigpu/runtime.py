@@ -1,0 +1,41 @@
+"""The hooks around each test, registered only in runs that are about GPUs. Short delegations."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from .fixtures import session_of
+from .limits import measured
+from .markers import check_needs
+from .outcomes import annotate, open_gate, run_check
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    open_gate(item, session_of(item.config))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+    if check_needs(pyfuncitem) is None:
+        return None
+    run_check(pyfuncitem, strict=session_of(pyfuncitem.config).settings.strict)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    with measured(item, session_of(item.config)):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    annotate(item, report)
+    return report
