@@ -1,0 +1,372 @@
+"""Measured against predicted peaks on the GPUs of this machine, and the constants in costs.py.
+
+    python benchmarks/peaks.py --out results/peaks                  # every case that fits
+    python benchmarks/peaks.py --tiers 4bit --gpus 1 --contexts 128,2048 --batches 1
+    python benchmarks/peaks.py --dry-run --simulate 4xH100          # predictions only, no GPU
+
+For each tier and number of GPUs the model is loaded once (balanced placement, weights
+synthesised), then every context and batch is generated with ``model.generate`` and probed, the
+cheapest first, each from an emptied cache. Measured is the largest NVML ``used`` in the phase, so
+nothing else may run on the GPUs. A case that the plan refuses is not run; one that would take
+longer than ``--seconds`` by a rough estimate neither: both are listed as such. Written after
+every case to ``OUT.json`` and ``OUT.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pytest_multigpu.model.architecture import describe
+from pytest_multigpu.model.config import resolve_config
+from pytest_multigpu.planning.partition import balanced
+from pytest_multigpu.planning.peaks import predict
+from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.records.machine import Machine
+from pytest_multigpu.records.plan import Architecture, Plan, Tier
+from pytest_multigpu.units import MIB, gib
+
+STEPS = 8
+"""Tokens generated one by one in every case."""
+FLOPS = {"16bit": 4e14, "8bit": 1e14, "4bit": 3e14}
+"""A second, on one H100, for the time estimate only."""
+PROBE_LAYER = 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row: the worst GPU (by error beyond tolerance) of one phase."""
+
+    tier: str
+    gpus: int
+    context_tokens: int
+    batch: int
+    phase: str
+    outcome: str
+    """``measured``, or why not."""
+    gpu: int | None = None
+    predicted_bytes: int = 0
+    measured_bytes: int = 0
+    reserved_bytes: int = 0
+    """``torch.cuda.max_memory_reserved``; what NVML shows beyond it is outside the allocator."""
+    allocated_bytes: int = 0
+
+    @property
+    def error_bytes(self) -> int:
+        return self.predicted_bytes - self.measured_bytes
+
+    @property
+    def within(self) -> bool:
+        """Within 2% or 256 MiB, whichever is larger."""
+        return abs(self.error_bytes) <= max(256 * MIB, self.measured_bytes * 2 // 100)
+
+
+class UsedMemory:
+    """Largest NVML ``used`` of each GPU while a phase runs, sampled in a thread."""
+
+    def __init__(self, machine: Machine) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        self._nvml: Any = pynvml
+        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in machine.visible]
+
+    def now(self) -> list[int]:
+        version = self._nvml.nvmlMemory_v2
+        return [
+            int(self._nvml.nvmlDeviceGetMemoryInfo(handle, version=version).used)
+            for handle in self._handles
+        ]
+
+    @contextmanager
+    def peak(self) -> Iterator[list[int]]:
+        """The list is final once the block is left."""
+        found, done = self.now(), threading.Event()
+
+        def sample() -> None:
+            while not done.wait(0.02):
+                for i, used in enumerate(self.now()):
+                    found[i] = max(found[i], used)
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield found
+        finally:
+            done.set()
+            thread.join()
+            for i, used in enumerate(self.now()):
+                found[i] = max(found[i], used)
+
+
+def first_gpus(machine: Machine, count: int) -> Machine:
+    """The machine as if CUDA saw its first ``count`` GPUs only."""
+    return replace(machine, visible=machine.visible[:count])
+
+
+def plan_of(
+    architecture: Architecture, machine: Machine, placed: Any, context: int, batch: int
+) -> Plan:
+    return predict(
+        architecture,
+        placed,
+        machine,
+        context_tokens=context,
+        batch=batch,
+        weights="synthetic",
+        placement="balanced",
+        new_tokens=STEPS,
+    )
+
+
+def generate(model: Any, device: Any, prompt: int, batch: int) -> None:
+    import torch
+
+    tokens = torch.randint(10, 1000, (batch, prompt), device=device)
+    with torch.no_grad():
+        model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            min_new_tokens=STEPS,
+            max_new_tokens=STEPS,
+            pad_token_id=0,
+        )
+
+
+def probe(loaded: Any, prompt: int, batch: int) -> None:
+    import torch
+
+    found = []
+    layers = loaded.decoder_layers
+    layer = layers[min(PROBE_LAYER, len(layers)) - 1]
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    tokens = torch.randint(10, 1000, (batch, prompt), device=loaded.input_device)
+    try:
+        with torch.no_grad():
+            loaded.model.get_decoder()(input_ids=tokens, use_cache=False)
+        output = found[0][0] if isinstance(found[0], tuple) else found[0]
+        output.float().mean().item()
+    finally:
+        hook.remove()
+
+
+def measure(plan: Plan, phase: str, used: list[int], stamp: dict[str, Any]) -> Case:
+    """The GPU of this phase whose prediction is worst."""
+    import torch
+
+    rows = []
+    for device in plan.devices:
+        i = int(device.device.removeprefix("cuda:"))
+        peaks = device.peaks
+        predicted = {
+            "load": peaks.load_bytes,
+            "generate": max(peaks.prefill_bytes, peaks.decode_bytes),
+            "probe": peaks.probe_bytes,
+        }[phase]
+        rows.append(
+            Case(
+                **stamp,
+                phase=phase,
+                outcome="measured",
+                gpu=i,
+                predicted_bytes=predicted,
+                measured_bytes=used[i],
+                reserved_bytes=torch.cuda.max_memory_reserved(i),
+                allocated_bytes=torch.cuda.max_memory_allocated(i),
+            )
+        )
+    return max(
+        rows, key=lambda row: abs(row.error_bytes) / max(256 * MIB, row.measured_bytes * 2 // 100)
+    )
+
+
+def fresh(count: int) -> None:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    for i in range(count):
+        torch.cuda.reset_peak_memory_stats(i)
+
+
+def run_group(
+    architecture: Architecture, machine: Machine, arguments: argparse.Namespace, used: Any
+) -> Iterator[Case]:
+    """All contexts and batches of one tier on the visible GPUs of ``machine``."""
+    import torch
+
+    from pytest_multigpu.model.loaded import release
+    from pytest_multigpu.model.loading import load_model
+
+    count = len(machine.visible)
+    tier: Tier = architecture.tier
+    placed = balanced(architecture, machine, context_tokens=2048, batch=1)
+    sizes = [(c, b) for c in arguments.contexts for b in arguments.batches]
+    plans = {(c, b): plan_of(architecture, machine, placed, c, b) for c, b in sizes}
+    sizes.sort(key=lambda size: max(d.peak_bytes for d in plans[size].devices))
+
+    def not_run(context: int, batch: int, why: str) -> Case:
+        return Case(
+            tier=tier, gpus=count, context_tokens=context, batch=batch, phase="all", outcome=why
+        )
+
+    if arguments.dry_run or not plans[sizes[0]].fits:
+        for context, batch in sizes:
+            plan = plans[context, batch]
+            worst = max(plan.devices, key=lambda device: device.peak_bytes)
+            yield replace(
+                not_run(context, batch, "dry run" if plan.fits else "; ".join(plan.reasons)),
+                gpu=int(worst.device.removeprefix("cuda:")),
+                predicted_bytes=worst.peak_bytes,
+            )
+        return
+    fresh(0)
+    with used.peak() as peak:
+        loaded = load_model(
+            arguments.model,
+            tier=tier,
+            device_map=placed,
+            weights="synthetic",
+            architecture=architecture,
+        )
+    try:
+        stamp = {"tier": tier, "gpus": count, "context_tokens": 0, "batch": 0}
+        yield measure(plans[sizes[0]], "load", peak, stamp)
+        for context, batch in sizes:
+            plan = plans[context, batch]
+            seconds = 2 * architecture.parameters * context * batch / FLOPS[tier] * 2
+            stamp = {"tier": tier, "gpus": count, "context_tokens": context, "batch": batch}
+            if not plan.fits:
+                yield not_run(context, batch, "; ".join(plan.reasons))
+                continue
+            if seconds > arguments.seconds:
+                yield not_run(context, batch, f"not run: would take about {seconds:.0f} s")
+                continue
+            for phase in ("generate", "probe"):
+                fresh(count)
+                try:
+                    with used.peak() as peak:
+                        if phase == "generate":
+                            generate(loaded.model, loaded.input_device, context - STEPS, batch)
+                        else:
+                            probe(loaded, context - STEPS, batch)
+                except torch.cuda.OutOfMemoryError as error:
+                    why = f"OUT OF MEMORY in {phase}: {str(error).splitlines()[0]}"
+                    yield not_run(context, batch, why)
+                    break
+                yield measure(plan, phase, peak, stamp)
+    finally:
+        release(loaded)
+
+
+def table(cases: list[Case], hardware: str) -> str:
+    """Markdown: one line a case and phase, then the constants that the measurements suggest."""
+    lines = [
+        f"# Predicted and measured peaks: {hardware}",
+        "",
+        "Worst GPU of each case. Within: 2% of the measured peak or 256 MiB, the larger.",
+        "",
+        "| tier | GPUs | context | batch | phase | GPU | predicted | measured | error | within |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        head = f"| {case.tier} | {case.gpus} | {case.context_tokens} | {case.batch} "
+        if case.outcome != "measured":
+            size = gib(case.predicted_bytes, 2) if case.predicted_bytes else ""
+            lines.append(f"{head}| | {case.gpu} | {size} | {case.outcome} | | |")
+            continue
+        lines.append(
+            f"{head}| {case.phase} | {case.gpu} | {gib(case.predicted_bytes, 2)} "
+            f"| {gib(case.measured_bytes, 2)} | {case.error_bytes / MIB:+.0f} MiB "
+            f"| {'yes' if case.within else 'NO'} |"
+        )
+    measured = [case for case in cases if case.outcome == "measured"]
+    outside = {
+        phase: [c.measured_bytes - c.reserved_bytes for c in measured if c.phase == phase]
+        for phase in ("load", "generate")
+    }
+    if outside["load"] and outside["generate"]:
+        load, after = (median(outside[phase]) / MIB for phase in ("load", "generate"))
+        lines += [
+            "",
+            f"Outside torch's allocator: {load:.0f} MiB after loading, {after:.0f} MiB after "
+            f"generating. costs.py: context_bytes = {load:.0f} MiB, "
+            f"module_bytes = {after - load:.0f} MiB.",
+            "",
+            f"{sum(c.within for c in measured)} of {len(measured)} within.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser.add_argument("--model", default="llama-3.3-70b")
+    parser.add_argument("--tiers", type=lambda text: text.split(","), default=list(FLOPS))
+    parser.add_argument("--gpus", type=numbers, help="numbers of GPUs; default 1, 2 and 4")
+    parser.add_argument("--contexts", type=numbers, default=[128, 2048, 8192, 32768])
+    parser.add_argument("--batches", type=numbers, default=[1, 8])
+    parser.add_argument("--seconds", type=float, default=60.0, help="skip slower cases")
+    parser.add_argument("--out", type=Path, default=Path("results/peaks"))
+    parser.add_argument("--dry-run", action="store_true", help="predictions only")
+    parser.add_argument("--simulate", help="a machine that isn't there, with --dry-run")
+    arguments = parser.parse_args()
+
+    used: Any = None
+    if arguments.simulate:
+        machine = simulate(arguments.simulate)
+    else:
+        from pytest_multigpu.machine.nvml import read_machine
+
+        machine = read_machine()
+    if not machine.visible:
+        print(machine.problem or "no GPU is visible", file=sys.stderr)
+        return 1
+    if arguments.dry_run:
+        hardware = machine.simulated or machine.visible_gpus[0].name
+    else:
+        used = UsedMemory(machine)
+        packages = ("torch", "transformers", "accelerate", "bitsandbytes")
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+        names = machine.visible_gpus[0].name
+        hardware = f"{len(machine.visible)} x {names}, driver {machine.driver}, {versions}"
+    counts = [n for n in arguments.gpus or [1, 2, 4] if n <= len(machine.visible)]
+    resolved = resolve_config(arguments.model)
+    cases: list[Case] = []
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for tier in arguments.tiers:
+        architecture = describe(resolved, tier=tier)
+        for count in counts:
+            for case in run_group(architecture, first_gpus(machine, count), arguments, used):
+                cases.append(case)
+                print(table([case], "").splitlines()[6], flush=True)
+                rows = [
+                    {**case.__dict__, "error_bytes": case.error_bytes, "within": case.within}
+                    for case in cases
+                ]
+                text = json.dumps({"hardware": hardware, "cases": rows}, indent=1)
+                arguments.out.with_suffix(".json").write_text(text + "\n")
+                arguments.out.with_suffix(".md").write_text(table(cases, hardware))
+    print(f"{time.monotonic() - started:.0f} s; {arguments.out.with_suffix('.md')}")
+    bad = [c for c in cases if (c.outcome == "measured" and not c.within) or "OUT OF" in c.outcome]
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
