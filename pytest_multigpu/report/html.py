@@ -46,7 +46,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { white-space: nowrap; } td.number, th.number { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 td.why { min-width: 16rem; } td.name { min-width: 8rem; }
-td.name:first-child { min-width: 4rem; }
+td.tight, td.mark { white-space: nowrap; }
 .passed .mark { color: var(--good); } .failed .mark, .error .mark { color: var(--bad);
   font-weight: 700; }
 .warned .mark, .unknown .mark, .skipped .mark { color: var(--care); }
@@ -141,7 +141,7 @@ def _gpus(report: RunReport) -> list[str]:
     table = _table(
         head,
         [("failed" if "red" in row.markup else "", (*row.cells[:8], row.remark)) for row in rows],
-        classes=("name mark", "name", "name", number, number, number, number, number, "mark"),
+        classes=("tight", "name", "tight", number, number, number, number, number, "mark"),
     )
     return ["<h2>GPUs</h2>", table, '<p class="muted">Sizes in GiB.</p>', *said]
 
@@ -187,7 +187,7 @@ def _checks(checks: Sequence[CheckResult]) -> list[str]:
         return ["<h2>Checks</h2>", "<p>No check ran.</p>"]
     rows.sort(key=lambda row: _RANK[row[0]])
     head = ("verdict", "check", "device", "expected", "measured", "why, and what to do", "s")
-    table = _table(head, rows, classes=("mark", "name", "name", "name", "name", "why", "number"))
+    table = _table(head, rows, classes=("mark", "name", "tight", "name", "name", "why", "number"))
     return ["<h2>Checks</h2>", table]
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..records.check import Record
 from ..records.machine import Machine
 from ..records.model import LoadReport, PhasePeaks, Placement
 from ..records.plan import Plan
-from ..records.report import CheckResult, RunReport
+from ..records.report import CheckResult, RunReport, VramSample
 
 SCHEMA = 1
 REPORT_FILE, DEVICE_MAP_FILE, HTML_FILE = "report.json", "device_map.json", "report.html"
@@ -48,10 +48,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "placement": _placement(report.placement),
         "checks": [row for check in report.checks for row in _check(check)],
         "peaks": [_phase(phase) for phase in report.peaks],
-        "vram": [
-            {"seconds": s.seconds, "device": s.device, "used_bytes": s.used_bytes}
-            for s in report.vram
-        ],
+        "vram": _vram(report.vram),
         "spans": [{"nodeid": s.nodeid, "start": s.start, "end": s.end} for s in report.spans],
         "versions": dict(report.versions),
     }
@@ -175,6 +172,16 @@ def _phase(phase: PhasePeaks) -> dict[str, Any]:
     }
 
 
+def _vram(samples: Sequence[VramSample]) -> dict[str, dict[str, list[Any]]]:
+    """Device to its samples as two columns: there may be thousands."""
+    columns: dict[str, dict[str, list[Any]]] = {}
+    for sample in samples:
+        device = columns.setdefault(sample.device, {"seconds": [], "used_bytes": []})
+        device["seconds"].append(sample.seconds)
+        device["used_bytes"].append(sample.used_bytes)
+    return columns
+
+
 def _check(check: CheckResult) -> list[dict[str, Any]]:
     """A row for each record; and one for the test itself where the records don't tell its end."""
     skipped = check.outcome == "skipped"
@@ -253,8 +260,23 @@ def write_atomic(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """``data`` as JSON, whole or not at all. ``ValueError`` on NaN: it would not be JSON."""
-    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """``data`` as JSON, whole or not at all. ``ValueError`` on NaN: it would not be JSON.
+
+    A line for each key, and for each row of a list: as quick as without any indentation, which
+    counts in a file that is rewritten at every test, and still fit to read and to compare.
+    """
+    if isinstance(data, dict) and data:
+        lines = [f"{json.dumps(key)}: {_compact(value)}" for key, value in data.items()]
+        write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    else:
+        write_atomic(path, json.dumps(data, allow_nan=False) + "\n")
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        rows = ",\n ".join(json.dumps(row, allow_nan=False) for row in value)
+        return f"[\n {rows}\n]"
+    return json.dumps(value, allow_nan=False)
 
 
 class ReportFile:

@@ -205,7 +205,7 @@ def vram_pictures(report: RunReport) -> list[str]:
                         rotation=90,
                         ha="center",
                         va="bottom",
-                        fontsize=8,
+                        fontsize=9,
                         transform=axes.get_xaxis_transform(),
                     )
         axes.set_xlim(left=0)
@@ -227,7 +227,7 @@ def _svg(name: str, height: float, draw: Callable[[Figure], None]) -> str:
         "svg.hashsalt": name,
         # A "$" in a GPU's or a test's name is not mathematics.
         "text.parse_math": False,
-        "font.size": 10,
+        "font.size": 12,
         "font.family": "sans-serif",
         "text.color": _INK,
         "axes.edgecolor": _INK,

@@ -253,3 +253,18 @@ def test_reading_a_damaged_report(tmp_path: Path, text: str, message: str) -> No
 def test_reading_a_missing_report(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\)$"):
         read_report(tmp_path / "x")
+
+
+def test_rows_have_lines_of_their_own_and_vram_is_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    report = four_h100s()
+    write_json(path, to_json(report))
+    lines = path.read_text().splitlines()
+    assert lines[1] == '"schema": 1,'
+    assert sum(line.startswith(' {"nodeid": "pytest_multigpu/checks') for line in lines) == 17 + 2
+    data = read_report(path)
+    assert data == to_json(report)
+    assert len(data["vram"]["cuda:3"]["seconds"]) == 60
+    assert data["vram"]["cuda:3"]["used_bytes"][59] == 36 * 2**30
+    write_json(path, {})
+    assert path.read_text() == "{}\n"
