@@ -22,6 +22,7 @@ from .cuda.emitter import Emitter, GpuError, one_line
 
 if TYPE_CHECKING:
     from .cuda.backend import Backend
+    from .cuda.copies import Pattern
     from .cuda.links import NvmlSide
 
 MIB = 1 << 20
@@ -36,6 +37,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--copy-bytes", type=int, default=64 * MIB)
     parser.add_argument("--memory-bytes", type=int, help="buffer for the memory speed")
     parser.add_argument("--load-seconds", type=float, default=0.12)
+    parser.add_argument(
+        "--late-contexts", action="store_true", help="make no context before torch is imported"
+    )
     parser.add_argument("--timeout", type=float, default=120.0)
     return parser.parse_args(argv)
 
@@ -87,14 +91,18 @@ def _steps(
     emitter: Emitter,
     wrap: Callable[[Backend], Backend] | None,
 ) -> None:
-    from .cuda import arithmetic
-    from .cuda.copies import BUFFERS, CopyTest, make_pattern
+    from .cuda.copies import BUFFERS, make_pattern
+    from .cuda.early import EarlyContexts
     from .cuda.links import NvmlSide
 
     nvml = NvmlSide().start()
+    early = EarlyContexts(first=lambda: nvml.ready(NVML_WAIT_S))
+    if arguments.devices == "cuda" and not arguments.late_contexts:
+        early.start()
     with emitter.step("import torch"):
         import torch  # noqa: F401  (what it costs is a step of its own)
     with emitter.step("CUDA start"):
+        early.wait_for_driver()
         backend = _backend(arguments.devices, emitter)
     if backend is None:
         return
@@ -102,16 +110,39 @@ def _steps(
         backend = wrap(backend)
     gpus = range(backend.count)
     nvml.ready(NVML_WAIT_S)
+
+    def open_context(gpu: int) -> None:
+        early.wait_for(gpu)
+        backend.open(gpu)
+
     with emitter.step("contexts", gpus), ThreadPoolExecutor(max_workers=1) as pool:
         # The random numbers take the CPU while the contexts take the driver.
         making = pool.submit(make_pattern, arguments.copy_bytes)
-        emitter.each(gpus, backend.open)
+        emitter.each(gpus, open_context)
         pattern = making.result()
     with emitter.step("devices", gpus):
         need = BUFFERS * arguments.copy_bytes + ROOM_BYTES
         short = _devices(backend, emitter, nvml, need)
     if short:
         return
+    _measure(arguments, backend, emitter, pattern)
+    with emitter.step("context sizes", gpus):
+        for gpu in gpus:
+            growth = nvml.growth_bytes(backend.identity(gpu).uuid)
+            if growth is not None:
+                # With kernels and peer mappings by now: what a running model pays as well.
+                emitter.result(
+                    "context", gpu=gpu, context_bytes=growth - backend.reserved_bytes(gpu)
+                )
+
+
+def _measure(
+    arguments: argparse.Namespace, backend: Backend, emitter: Emitter, pattern: Pattern
+) -> None:
+    from .cuda import arithmetic
+    from .cuda.copies import CopyTest
+
+    gpus = range(backend.count)
     copies = CopyTest(backend, emitter, pattern)
     with emitter.step("host buffer"):
         pinned = backend.host_buffer(arguments.copy_bytes)
@@ -131,14 +162,6 @@ def _steps(
         copies.host_speeds(pinned)
     with emitter.step("pair speed", gpus):
         copies.pair_speeds()
-    with emitter.step("context sizes", gpus):
-        for gpu in gpus:
-            growth = nvml.growth_bytes(backend.identity(gpu).uuid)
-            if growth is not None:
-                # With kernels and peer mappings by now: what a running model pays as well.
-                emitter.result(
-                    "context", gpu=gpu, context_bytes=growth - backend.reserved_bytes(gpu)
-                )
 
 
 def _backend(devices: str, emitter: Emitter) -> Backend | None:

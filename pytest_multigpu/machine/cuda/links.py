@@ -31,7 +31,7 @@ class NvmlSide:
     def ready(self, timeout_s: float) -> bool:
         """Wait for NVML at most that long; a driver that hangs here leaves unknowns."""
         self._thread.join(timeout_s)
-        self._late = self._thread.is_alive()
+        self._late = self._late or self._thread.is_alive()
         return not self._late and self._nvml is not None
 
     def _open(self) -> None:

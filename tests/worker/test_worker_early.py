@@ -1,0 +1,83 @@
+"""Contexts made early: in the right order, and never a failure of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from pytest_multigpu.machine.cuda.early import EarlyContexts
+
+
+class FakeLibcuda:
+    """Counts what it is asked; each function returns a CUresult."""
+
+    def __init__(self, asked: list[str], count: int = 2, init: int = 0) -> None:
+        self.asked = asked
+        self.count = count
+        self.init = init
+        self.go = threading.Event()
+        self.go.set()
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        self.asked.append("init")
+        return self.init
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = self.count
+        return 0
+
+    def cuDeviceGet(self, device: Any, gpu: int) -> int:  # noqa: N802
+        ctypes.cast(device, ctypes.POINTER(ctypes.c_int))[0] = gpu + 10
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
+        self.go.wait(10)
+        self.asked.append(f"context {device.value}")
+        return 2  # out of memory: torch will meet it again
+
+
+def test_memory_is_read_before_the_driver_makes_any_context() -> None:
+    asked: list[str] = []
+    library = FakeLibcuda(asked)
+    early = EarlyContexts(lambda: asked.append("read"), lambda: library).start()
+    early.wait_for_driver()
+    for gpu in range(3):  # one more than the driver has
+        early.wait_for(gpu)
+    assert asked[:2] == ["read", "init"]
+    assert sorted(asked[2:]) == ["context 10", "context 11"]
+
+
+def test_waiting_for_a_gpu_waits_for_its_context() -> None:
+    asked: list[str] = []
+    library = FakeLibcuda(asked, count=1)
+    library.go.clear()
+    early = EarlyContexts(lambda: None, lambda: library).start()
+    early.wait_for_driver()
+    waiting = threading.Thread(target=early.wait_for, args=(0,), daemon=True)
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    library.go.set()
+    waiting.join(5)
+    assert asked == ["init", "context 10"]
+
+
+def test_no_driver_and_a_driver_that_does_not_start_are_left_to_torch() -> None:
+    def missing() -> Any:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    early = EarlyContexts(lambda: None, missing).start()
+    early.wait_for_driver()
+    early.wait_for(0)
+    asked: list[str] = []
+    early = EarlyContexts(lambda: None, lambda: FakeLibcuda(asked, init=803)).start()
+    early.wait_for_driver()
+    early.wait_for(0)
+    assert asked == ["init"]
+
+
+def test_one_that_was_never_started_waits_for_nothing() -> None:
+    early = EarlyContexts(lambda: None)
+    early.wait_for_driver()
+    early.wait_for(0)
