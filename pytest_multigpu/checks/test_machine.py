@@ -13,7 +13,7 @@ import pytest
 
 from pytest_multigpu.judging import driver as judge_torch
 from pytest_multigpu.judging import host as judge_host
-from pytest_multigpu.judging import memory as judge_vram
+from pytest_multigpu.judging import vram as judge_vram
 from pytest_multigpu.judging.health import judge_health
 from pytest_multigpu.judging.machine import judge_gpus, label
 from pytest_multigpu.judging.visibility import judge_visibility

@@ -49,9 +49,7 @@ def read_generation(
     first_tokens, first_logits, first = generate(loaded, ids, new_tokens)
     second_tokens, _, repeat = generate(loaded, ids, new_tokens)
     uncached = full_logits(loaded, (*ids, *first_tokens[:-1]))
-    nonfinite = sorted(
-        set(_nonfinite(uncached, 0)) | set(_nonfinite(first_logits, len(ids) - 1))
-    )
+    nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first_logits, len(ids) - 1)))
     agreement = compare(first_logits, uncached[len(ids) - 1 :], tolerance)
     cudnn, without = None, None
     if loaded.cuda_devices:

@@ -92,9 +92,10 @@ class PeakMeter:
     For ``cpu`` all three figures are the largest resident size of this process.
     """
 
-    def __init__(self, devices: Sequence[str]) -> None:
+    def __init__(self, devices: Sequence[str], phases: list[PhasePeaks] | None = None) -> None:
+        """:param phases: a list to add to, such as the session's."""
         self.devices = tuple(devices)
-        self.phases: list[PhasePeaks] = []
+        self.phases: list[PhasePeaks] = [] if phases is None else phases
         """Every phase measured so far, those whose block raised included."""
         self._witness: Witness | None = None
 
@@ -213,7 +214,9 @@ class _Sampler:
 def _reading(device: str, used: int | None) -> PeakReading:
     if device == "cpu":
         size = used or 0
-        return PeakReading(device=device, allocated_bytes=size, reserved_bytes=size, used_bytes=used)
+        return PeakReading(
+            device=device, allocated_bytes=size, reserved_bytes=size, used_bytes=used
+        )
     import torch
 
     index = _index(device)

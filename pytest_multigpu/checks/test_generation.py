@@ -1,0 +1,43 @@
+"""Greedy generation: repeatable, finite, the cache honest, and the speed beside its floor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_multigpu.judging.generation import judge_generation, tolerance_for
+from pytest_multigpu.judging.speed import judge_speed
+from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.generation import GenerationReading
+
+if TYPE_CHECKING:
+    from pytest_multigpu.model.loaded import LoadedModel
+
+
+@pytest.mark.check(needs="model")
+def test_greedy_generation(
+    gpu_model: LoadedModel, generation_reading: GenerationReading
+) -> list[Record]:
+    """Twice the same tokens, finite logits, cached decoding equal to one uncached forward."""
+    architecture = gpu_model.architecture
+    return judge_generation(
+        generation_reading, tolerance_for(architecture.tier, architecture.dtype)
+    )
+
+
+@pytest.mark.check(needs="model")
+def test_speed(
+    request: pytest.FixtureRequest, gpu_model: LoadedModel, generation_reading: GenerationReading
+) -> list[Record]:
+    """Prefill and decode, beside the floor that the measured memory bandwidth sets."""
+    bandwidth: dict[str, float] = {}
+    if gpu_model.cuda_devices:
+        # Asked for only where there is a GPU: the worker would start for nothing.
+        worker = request.getfixturevalue("gpu_worker")
+        bandwidth = {
+            f"cuda:{speed.gpu}": speed.memory_gb_per_s * 1e9
+            for speed in worker.speeds
+            if speed.memory_gb_per_s is not None
+        }
+    return judge_speed(generation_reading, gpu_model.placement, bandwidth)

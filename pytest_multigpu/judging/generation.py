@@ -1,0 +1,134 @@
+"""Verdicts about greedy generation. Imports records."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..records.check import Record
+from ..records.generation import GenerationReading
+from ..records.plan import Tier
+
+CUDNN_REMEDY: Final = "torch.backends.cuda.enable_cudnn_sdp(False)"
+SLOW_FIRST: Final = 1.5
+"""A first pass this many times slower than its repeat is worth a word."""
+
+_ERRORS: Final = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.2}
+_QUANTISED_ERROR: Final = 0.3
+
+
+def tolerance_for(tier: Tier, dtype: str) -> float:
+    """Largest relative RMS error of one position's logits between one-token and many-token passes.
+
+    A wrong position or a stale cache gives logits of other text: for independent logits the
+    figure is 1.41. int8 quantises activations a batch at a time, hence its wider limit.
+    """
+    if tier in ("4bit", "8bit"):
+        return _QUANTISED_ERROR
+    return _ERRORS.get(dtype, _ERRORS["bfloat16"])
+
+
+def judge_generation(reading: GenerationReading, tolerance: float) -> list[Record]:
+    """Same tokens twice, finite logits, cached equals uncached, and the attention-plan trap."""
+    records = [_same(reading), _finite(reading), _agrees(reading, tolerance)]
+    if reading.cudnn_attention is not None:
+        records.append(_new_lengths(reading))
+    return records
+
+
+def _same(reading: GenerationReading) -> Record:
+    first, second = reading.first_tokens, reading.second_tokens
+    equal = first == second and bool(first)
+    differ = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    where = f"token {differ + 1}" if differ is not None else "their length"
+    return Record(
+        name="greedy twice",
+        outcome="passed" if equal else "failed",
+        expected="equal tokens",
+        measured=f"{len(first)} equal tokens" if equal else f"different from {where} on",
+        reason="" if equal else f"two greedy generations of the same prompt differ at {where}",
+        remedy=""
+        if equal
+        else "run the interconnect checks: wrong copies between GPUs do this "
+        "(pytest --pyargs pytest_multigpu.checks -k interconnect)",
+    )
+
+
+def _finite(reading: GenerationReading) -> Record:
+    bad = reading.nonfinite_positions
+    good = not bad and reading.positions > 0
+    return Record(
+        name="finite logits",
+        outcome="passed" if good else "failed",
+        expected="every logit finite",
+        measured=f"{reading.positions - len(bad)} of {reading.positions} positions finite",
+        reason=""
+        if good
+        else f"NaN or infinity at {len(bad)} positions, first {bad[0]}"
+        if bad
+        else "no position was looked at",
+        remedy="" if good else "use bfloat16 in place of float16, or check the weights",
+    )
+
+
+def _agrees(reading: GenerationReading, tolerance: float) -> Record:
+    agreement = reading.agreement
+    # "not <=" so that NaN fails.
+    far = [i for i, error in enumerate(agreement.relative_errors) if not error <= tolerance]
+    errors = agreement.relative_errors
+    good = bool(errors) and not far and not agreement.differing_tokens
+    worst = max(errors, key=lambda error: float("inf") if error != error else error, default=None)
+    reason = ""
+    if far:
+        reason = (
+            f"the logits of {len(far)} of {len(errors)} tokens differ from an uncached forward by "
+            f"more than {tolerance:g} of their spread, first at new token {far[0] + 1}"
+        )
+    elif agreement.differing_tokens:
+        reason = f"{agreement.differing_tokens} clear tokens differ from an uncached forward"
+    elif not errors:
+        reason = "no token was compared"
+    return Record(
+        name="cached equals uncached",
+        outcome="passed" if good else "failed",
+        expected=f"at most {tolerance:g}",
+        measured=worst if worst is None else round(worst, 4),
+        unit="logit spreads",
+        reason=reason,
+        remedy=""
+        if good
+        else "run the interconnect checks; if they pass, try another attn_implementation",
+    )
+
+
+def _new_lengths(reading: GenerationReading) -> Record:
+    name = "speed at new lengths"
+    first, repeat = reading.first.step_seconds, reading.repeat.step_seconds
+    if not first or not repeat:
+        return Record(name=name, outcome="unknown", reason="no decode step was timed")
+    slow = first > SLOW_FIRST * repeat
+    measured = f"{first * 1e3:.1f} ms/token first, {repeat * 1e3:.1f} ms/token repeated"
+    expected = f"first at most {SLOW_FIRST:g} times the repeat"
+    if not slow:
+        return Record(name=name, outcome="passed", expected=expected, measured=measured)
+    without = None if reading.without_cudnn is None else reading.without_cudnn.step_seconds
+    times = f"decode is {first / repeat:.1f} times slower at lengths not met before"
+    if without is not None:
+        measured += f", {without * 1e3:.1f} ms/token first with cuDNN attention off"
+        if without < first / SLOW_FIRST:
+            return Record(
+                name=name,
+                outcome="warned",
+                expected=expected,
+                measured=measured,
+                reason=f"{times}: cuDNN attention plans each length anew",
+                remedy=CUDNN_REMEDY,
+            )
+    why = "cuDNN attention is not the cause" if without is not None else "the cause is not known"
+    return Record(
+        name=name,
+        outcome="warned",
+        expected=expected,
+        measured=measured,
+        reason=f"{times}; {why}",
+        remedy="repeat the run: compilation or another process can do this once",
+    )

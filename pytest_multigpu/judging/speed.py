@@ -1,0 +1,131 @@
+"""Prefill and decode speed beside what memory bandwidth allows, and what holds it back.
+
+Imports units and records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from ..records.check import Record
+from ..records.generation import GenerationReading, Timing
+from ..records.model import Placement
+
+CPU_BOUND: Final = 0.1
+"""Waiting for the GPUs for less than this share of a step: Python is what takes the time."""
+TOO_FAST: Final = 1.1
+"""Faster than the floor by more than this: the bandwidth or the clock is wrong."""
+
+
+def floor_seconds(placement: Placement, bandwidth: Mapping[str, float]) -> float | None:
+    """Least seconds of one decode step at batch 1: every GPU reads its weights, one after another.
+
+    :param bandwidth: bytes a second of each device's memory, by device name.
+    :return: None if a device's bandwidth is not known or a weight is on no GPU.
+    """
+    total = 0.0
+    for device in placement.devices:
+        if not device.weights_bytes:
+            continue
+        speed = bandwidth.get(device.device)
+        if not speed:
+            return None
+        total += device.weights_bytes / speed
+    return total or None
+
+
+def judge_speed(
+    reading: GenerationReading,
+    placement: Placement,
+    bandwidth: Mapping[str, float],
+    *,
+    throttled: Sequence[str] = (),
+    slow_links: Sequence[str] = (),
+) -> list[Record]:
+    """Prefill, decode, and the decode floor. In the cpu tier there is no floor to hold it to.
+
+    :param throttled: GPUs that run below their clocks, ``GPU 1``.
+    :param slow_links: ``GPU 0 -> GPU 1``.
+    """
+    timing = reading.repeat
+    records = [_prefill(reading.prompt_tokens, timing)]
+    step = timing.step_seconds
+    if not step:
+        return [*records, _unknown("decode speed", "no decode step was timed")]
+    offloaded = _offloaded(placement)
+    cause, remedy, warn = _cause(timing, offloaded, throttled, slow_links)
+    records.append(
+        Record(
+            name="decode speed",
+            outcome="warned" if warn else "passed",
+            expected="measured",
+            measured=round(1 / step, 2),
+            unit="tokens/s",
+            reason=cause,
+            remedy=remedy,
+        )
+    )
+    if any(device.device.startswith("cuda:") for device in placement.devices):
+        records.append(_floor(step, floor_seconds(placement, bandwidth), offloaded, cause))
+    return records
+
+
+def _prefill(tokens: int, timing: Timing) -> Record:
+    if timing.prefill_seconds <= 0:
+        return _unknown("prefill speed", "the prefill was not timed")
+    return Record(
+        name="prefill speed",
+        outcome="passed",
+        expected="measured",
+        measured=round(tokens / timing.prefill_seconds, 2),
+        unit="tokens/s",
+    )
+
+
+def _floor(step: float, floor: float | None, offloaded: bool, cause: str) -> Record:
+    name = "decode beside the bandwidth floor"
+    if offloaded:
+        return _unknown(name, "offloaded weights cross the bus at every token; no floor applies")
+    if floor is None:
+        return _unknown(name, "the memory bandwidth of a GPU is not known")
+    expected = f"at most {1 / floor:.1f} tokens/s by memory bandwidth"
+    measured = f"{1 / step:.1f} tokens/s, {floor / step:.0%} of it"
+    if floor > TOO_FAST * step:
+        return Record(
+            name=name,
+            outcome="unknown",
+            expected=expected,
+            measured=measured,
+            reason="faster than memory allows: the bandwidth or the clock is wrong",
+        )
+    return Record(name=name, outcome="passed", expected=expected, measured=measured, reason=cause)
+
+
+def _cause(
+    timing: Timing, offloaded: bool, throttled: Sequence[str], slow_links: Sequence[str]
+) -> tuple[str, str, bool]:
+    """Why it is not faster, what to do, and whether that is a defect. The worst cause first."""
+    if offloaded:
+        return (
+            "weights are offloaded and cross the bus at every token",
+            "free VRAM or take a lower --gpu-tier",
+            True,
+        )
+    if throttled:
+        return f"throttled: {', '.join(throttled)}", "check cooling and the power limit", True
+    if slow_links:
+        return f"slow link: {', '.join(slow_links)}", "nvidia-smi topo -m shows the links", True
+    share = timing.waiting_share
+    if timing.waiting_seconds and share is not None and share < CPU_BOUND:
+        return f"CPU-bound: the GPUs keep up with Python for {1 - share:.0%} of a step", "", False
+    return "", "", False
+
+
+def _offloaded(placement: Placement) -> bool:
+    homes = {d.device.partition(":")[0] for d in placement.devices if d.parameters}
+    return "cuda" in homes and len(homes) > 1 or bool(homes & {"meta", "disk"})
+
+
+def _unknown(name: str, reason: str) -> Record:
+    return Record(name=name, outcome="unknown", reason=reason)
