@@ -46,7 +46,7 @@ class GpuType:
         return self.total_bytes - self.reserved_bytes
 
 
-def _row(  # noqa: PLR0917 - a table reads best by position
+def _row(
     key: str,
     name: str,
     total_mib: int,

@@ -27,7 +27,8 @@ class Costs:
     (``at::cuda::getChosenWorkspaceSize``: 32 MiB from compute capability 9.0, else 8.125 MiB)."""
     dequantise_above_tokens: int
     """bitsandbytes multiplies nf4 weights directly up to that many tokens; above, it first
-    dequantises the whole Linear to 16 bit."""
+    dequantises the whole Linear to 16 bit (``_gemm_4bit_use_custom_cuda``: for a 70B's
+    down_proj 16 on an H100, more for the others and on cards with slower memory)."""
     int8_outlier_share: float = 0.0
     """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit."""
     int8_outlier_share_down: float = 0.0
@@ -40,7 +41,7 @@ HOPPER = Costs(
     context_bytes=532 * MIB,
     module_bytes=96 * MIB,
     workspace_bytes=32 * MIB,
-    dequantise_above_tokens=64,
+    dequantise_above_tokens=16,
 )
 OTHER = Costs(
     hardware="any other GPU, not measured: Hopper's figures, the older cuBLAS workspace",
@@ -48,7 +49,7 @@ OTHER = Costs(
     context_bytes=532 * MIB,
     module_bytes=96 * MIB,
     workspace_bytes=8320 * 1024,
-    dequantise_above_tokens=64,
+    dequantise_above_tokens=16,
 )
 CPU = Costs(
     hardware="CPU",

@@ -122,7 +122,7 @@ class Forward:
         for block, gpu in blocks:
             if block.kind != "layer":
                 continue
-            self._extend_cache(gpu, block, batch, total_tokens)
+            self._extend_cache(gpu, block, 1, batch, total_tokens)
             if self.tier == "4bit" and batch > gpu.costs.dequantise_above_tokens:
                 gpu.allocator.drop(gpu.allocator.take(block.load_transient_bytes))
 
@@ -164,8 +164,8 @@ class Forward:
         k_rotated = self._rotate(a, kv)
         a.drop(q)
         a.drop(k)
-        cache = self._extend_cache(gpu, block, batch, total_tokens) if keep_cache else ()
         if keep_cache:
+            self._extend_cache(gpu, block, t // batch, batch, total_tokens)
             a.drop(k_rotated)
             a.drop(v)
         attended = a.take(query)
@@ -175,7 +175,6 @@ class Forward:
         if not keep_cache:
             a.drop(k_rotated)
             a.drop(v)
-        del cache
         out = self._linear(gpu, t, self.hidden, self.query)
         a.drop(attended)
         a.drop(normed)
@@ -219,20 +218,23 @@ class Forward:
         a.drop(straight)
         return result
 
-    def _extend_cache(
-        self, gpu: Gpu, block: Block, batch: int, total_tokens: int
-    ) -> tuple[Held, Held]:
-        """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V."""
-        tokens = total_tokens if block.kv_window is None else min(total_tokens, block.kv_window)
+    @staticmethod
+    def _extend_cache(gpu: Gpu, block: Block, new: int, batch: int, total: int) -> None:
+        """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V.
+
+        ``DynamicSlidingWindowLayer`` joins the ``window - 1`` tokens that it keeps and the new
+        ones; what it keeps of that is a view, so a prompt's whole K and V live until the next
+        step.
+        """
+        tokens = total if block.kv_window is None else min(total, block.kv_window - 1 + new)
         half = max(1, block.kv_bytes_per_token * tokens * batch // 2)
         old = gpu.cache.get(block.name)
-        new = []
+        joined = []
         for part in range(2):
-            new.append(gpu.allocator.take(half))
+            joined.append(gpu.allocator.take(half))
             if old is not None:
                 gpu.allocator.drop(old[part])
-        gpu.cache[block.name] = (new[0], new[1])
-        return gpu.cache[block.name]
+        gpu.cache[block.name] = (joined[0], joined[1])
 
     def _mlp(self, gpu: Gpu, t: int) -> Held:
         """``down(act(gate(x)) * up(x))``."""

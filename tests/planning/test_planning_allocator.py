@@ -31,15 +31,19 @@ def test_segments(size: int, reserved: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "reserved"), [(MIB, 24 * MIB), (MIB + 512, 12 * MIB)], ids=["whole", "split"]
+    ("left", "kept"), [(MIB - 512, 12 * MIB), (MIB, 12 * MIB), (MIB + 512, 11 * MIB - 512)]
 )
-def test_a_large_block_is_split_only_if_more_than_a_mib_is_left(left: int, reserved: int) -> None:
+def test_a_large_block_is_split_only_if_more_than_a_mib_is_left(left: int, kept: int) -> None:
     allocator = Allocator()
-    block = allocator.take(12 * MIB)
-    allocator.drop(block)
-    allocator.take(12 * MIB - left)
-    allocator.take(left + 512 if left == MIB else left)
-    assert allocator.reserved - (8 * MIB if left == MIB else 0) == reserved
+    allocator.drop(allocator.take(12 * MIB))
+    assert allocator.take(12 * MIB - left).size == allocator.allocated == kept
+
+
+def test_a_small_block_is_split_down_to_512_bytes() -> None:
+    allocator = Allocator()
+    for _ in range(4096):
+        allocator.take(1)
+    assert (allocator.allocated, allocator.reserved) == (2 * MIB, 2 * MIB)
 
 
 def test_freed_neighbours_join() -> None:

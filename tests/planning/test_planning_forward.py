@@ -1,0 +1,102 @@
+"""One pass over one layer: what is held at its worst moment, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pytest_multigpu.planning.allocator import Allocator
+from pytest_multigpu.planning.costs import HOPPER, OTHER, costs_for
+from pytest_multigpu.planning.forward import Forward, Gpu
+from pytest_multigpu.planning.load import load, tensor_sizes
+from pytest_multigpu.records.plan import Architecture, Tier
+from pytest_multigpu.units import MIB
+
+Make = Callable[..., Architecture]
+T = 2048
+H, WIDE = T * 8192 * 2, T * 28672 * 2
+COSINES, KV = 2 * T * 128 * 2, T * 4096
+WEIGHT = 28672 * 8192 * 2
+
+
+def run(model: Architecture, *, tokens: int = T, probe: bool = False) -> Gpu:
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    blocks = [(block, gpu) for block in model.blocks]
+    Forward(model, logits_rows=1).run(
+        blocks, tokens=tokens, batch=1, total_tokens=tokens, probe=probe
+    )
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("tier", "at_once"),
+    [
+        # Residual, its normed copy and the layer's input, which is the embeddings' output; then
+        # activated gate, up and their product.
+        ("16bit", 3 * H + 3 * WIDE),
+        # While up is made: activated gate, the dequantised weight, up.
+        ("4bit", 3 * H + 2 * WIDE + WEIGHT),
+        # While up is made: activated gate, int8 input, int32 product, its fp16 form, up.
+        ("8bit", 3 * H + WIDE + T * 8192 + 2 * WIDE + WIDE + WIDE),
+    ],
+)
+def test_the_worst_moment_of_a_layer(tier: Tier, at_once: int, make_llama: Make) -> None:
+    gpu = run(make_llama(tier, layers=1))
+    assert gpu.allocator.peak_allocated == at_once + COSINES + KV
+
+
+def test_only_the_cache_is_left_after_a_pass(make_llama: Make) -> None:
+    gpu = run(make_llama(layers=3))
+    assert gpu.allocator.allocated == 3 * KV
+    assert run(make_llama(layers=3), probe=True).allocator.allocated == 0
+
+
+def test_few_tokens_are_multiplied_without_dequantising(make_llama: Make) -> None:
+    model = make_llama("4bit", layers=1)
+    limit = HOPPER.dequantise_above_tokens
+    assert run(model, tokens=limit).allocator.peak_allocated < WEIGHT
+    assert run(model, tokens=limit + 1).allocator.peak_allocated >= WEIGHT
+
+
+def test_a_window_keeps_the_whole_prompt_until_the_next_step(make_llama: Make) -> None:
+    model = make_llama(layers=1)
+    model = replace(model, blocks=tuple(replace(b, kv_window=1024) for b in model.blocks))
+    gpu = run(model)
+    assert gpu.allocator.allocated == KV
+    layer = [(model.blocks[1], gpu)]
+    Forward(model, logits_rows=1).extend(layer, batch=1, total_tokens=T + 1)
+    assert gpu.allocator.allocated == 1024 * 4096
+
+
+def test_the_second_gpu_holds_a_copy_of_its_input_and_no_embeddings(make_llama: Make) -> None:
+    model = make_llama(layers=2)
+    first, second = (Gpu(allocator=Allocator(), costs=HOPPER) for _ in range(2))
+    place = dict(zip(model.blocks, [first, first, second, second, second], strict=True))
+    Forward(model, logits_rows=1).run(
+        list(place.items()), tokens=T, batch=1, total_tokens=T, probe=False
+    )
+    assert second.allocator.peak_allocated == 3 * H + 3 * WIDE + COSINES + KV
+    assert first.allocator.allocated == second.allocator.allocated == KV
+
+
+@pytest.mark.parametrize(
+    ("tier", "scratch"), [("16bit", 0), ("4bit", WEIGHT), ("8bit", 2 * WEIGHT)]
+)
+def test_loading_takes_the_weights_and_the_scratch(
+    tier: Tier, scratch: int, make_llama: Make
+) -> None:
+    model = make_llama(tier, layers=2)
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    load(gpu, model, model.blocks)
+    rounding = 4 * MIB
+    assert 0 <= gpu.allocator.peak_reserved - model.weights_bytes - scratch <= rounding
+    assert 0 <= gpu.allocator.reserved - model.weights_bytes <= rounding
+    for block in model.blocks:
+        assert sum(tensor_sizes(model, block)) == block.weights_bytes
+
+
+def test_costs_by_compute_capability() -> None:
+    assert costs_for((9, 0)) is HOPPER
+    assert costs_for((8, 6)) is costs_for(None) is OTHER
