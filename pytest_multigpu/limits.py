@@ -13,10 +13,23 @@ from .session import GpuSession
 
 @contextmanager
 def measured(item: pytest.Item, session: GpuSession) -> Iterator[None]:
-    """Measure what the test's marks limit; a test without them pays nothing."""
+    """Measure what the test's marks limit; a test without them pays nothing.
+
+    What the test itself raised goes on as it is: it is the better reason.
+    """
     peak_limit = size_limit(item, "gpu_peak_limit")
     leak_limit = size_limit(item, "gpu_leak_limit")
     if peak_limit is None and leak_limit is None:
         yield
         return
-    raise NotImplementedError
+    from .judging.memory import leak_limit_failures, peak_limit_failures
+    from .model.memory import LeakMeter, PeakMeter
+
+    leaks = None if leak_limit is None else LeakMeter(session.gpus)
+    with PeakMeter(session.gpus).measure(item.name) as during:
+        yield
+    lines = [] if peak_limit is None else peak_limit_failures(during.peaks, peak_limit)
+    if leaks is not None and leak_limit is not None:
+        lines += leak_limit_failures(leaks.leftover(), leak_limit)
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)

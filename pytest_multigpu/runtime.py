@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Generator
 from typing import Any
 
@@ -38,4 +39,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     annotate(item, report)
+    if call.excinfo is not None:
+        # The text is made; a failed test's frames would keep its tensors on the GPUs.
+        traceback.clear_frames(call.excinfo.tb)
     return report

@@ -173,14 +173,15 @@ class GpuSession:
         return synthetic_probe(architecture.hidden_size, architecture.layers)
 
     def peak_meter(self) -> PeakMeter:
-        """A peak meter over every visible GPU; over the host's memory where there is none."""
+        """A peak meter over what the model may use; what it measures goes into the report."""
         from .model.memory import PeakMeter
 
-        return PeakMeter(self._devices())
+        cpu = self.settings.tier == "cpu" or not self.machine.visible
+        return PeakMeter(("cpu",) if cpu else self.gpus, self.peaks)
 
-    def _devices(self) -> tuple[str, ...]:
-        if self.settings.tier == "cpu" or not self.machine.visible:
-            return ("cpu",)
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """``cuda:<index>`` of every visible GPU."""
         return tuple(f"cuda:{index}" for index in range(len(self.machine.visible)))
 
     def facts(self) -> dict[str, Any]:
