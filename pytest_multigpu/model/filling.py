@@ -12,69 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
 from typing import Any
 
-from ..errors import CheckpointError, LoadError
+from ..errors import LoadError
 from ..records.progress import Progress
 from ..units import MIB, gib
+from .matching import Target, match, targets_of
+from .progress_meter import Meter
 from .quantise import QuantiseInPlace, is_bitsandbytes, stored_bytes
 from .reader import ReadAhead, ReadJob
-from .safetensors_index import TORCH_DTYPE, StoredTensor
+from .safetensors_index import StoredTensor
 from .synthetic import SyntheticTensor, SyntheticWeights
 
 OWN, STOCK = "pytest-multigpu", "transformers"
-
-
-class Meter:
-    """Counts bytes from any thread and tells the listener, at most ten times a second."""
-
-    def __init__(self, listener: Callable[[Progress], None] | None) -> None:
-        self._listener = listener
-        self._lock = threading.Lock()
-        self._started = time.perf_counter()
-        self._told = 0.0
-        self.total_bytes = 0
-        self.done_bytes = 0
-
-    def start(self, total_bytes: int) -> None:
-        self._started = time.perf_counter()
-        self.total_bytes, self.done_bytes = total_bytes, 0
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self.done_bytes += count
-            now = time.perf_counter()
-            last = self.done_bytes >= self.total_bytes
-            if self._listener is None or (now - self._told < 0.1 and not last):
-                return
-            self._told = now
-            moment = Progress(
-                bytes_done=self.done_bytes,
-                bytes_total=self.total_bytes,
-                seconds=now - self._started,
-            )
-            self._listener(moment)
-
-
-@dataclasses.dataclass
-class _Target:
-    """A tensor of the model that has to be filled."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-    """What it has before quantisation."""
-    device: Any
-    quantised: bool
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * int(self.dtype.itemsize)
 
 
 class Filling:
@@ -128,7 +79,7 @@ class Filling:
     def _fill(self, model: Any, load_config: Any, stock: Callable[[Any], Any]) -> Any:
         obstacle = self._obstacle(load_config)
         if self._headers is None:
-            targets = _targets(model, load_config)
+            targets = targets_of(model, load_config)
             self.meter.start(sum(target.size_bytes for target in targets))
             with _synthetic(model, targets) as weights:
                 if obstacle is not None:
@@ -138,7 +89,7 @@ class Filling:
                 return self._synthesise(model, load_config, targets, weights)
         self.meter.start(sum(stored.size_bytes for stored in self._headers.values()))
         if obstacle is None:
-            obstacle, plan = _match(model, self._headers, load_config, self._source)
+            obstacle, plan = match(model, self._headers, load_config, self._source)
         if obstacle is not None:
             self._stock_because(obstacle)
             return stock(None)
@@ -163,7 +114,7 @@ class Filling:
         if obstacle:
             self.notes.append(f"loaded by transformers' own loader: {obstacle}")
 
-    def _lazy(self, weights: SyntheticWeights, target: _Target) -> SyntheticTensor:
+    def _lazy(self, weights: SyntheticWeights, target: Target) -> SyntheticTensor:
         def make() -> Any:
             tensor = weights.make(target.name)
             self.meter.add(target.size_bytes)
@@ -174,13 +125,13 @@ class Filling:
     # -- synthesised -----------------------------------------------------------------------
 
     def _synthesise(
-        self, model: Any, load_config: Any, targets: list[_Target], weights: SyntheticWeights
+        self, model: Any, load_config: Any, targets: list[Target], weights: SyntheticWeights
     ) -> Any:
         """Tensors to be quantised are made in one scratch buffer per device, one after another."""
         quantizer = load_config.hf_quantizer
         buffers = _scratch(targets)
 
-        def lazy(target: _Target) -> SyntheticTensor:
+        def lazy(target: Target) -> SyntheticTensor:
             def make() -> Any:
                 if self.failure is not None:
                     raise self.failure
@@ -204,7 +155,7 @@ class Filling:
 
     # -- read ------------------------------------------------------------------------------
 
-    def _read(self, model: Any, load_config: Any, plan: list[tuple[str, _Target]]) -> Any:
+    def _read(self, model: Any, load_config: Any, plan: list[tuple[str, Target]]) -> Any:
         quantizer = load_config.hf_quantizer
         headers = self._headers or {}
         jobs = {
@@ -239,7 +190,7 @@ class Filling:
     def _own_quantiser(
         self,
         quantizer: Any,
-        targets: list[_Target],
+        targets: list[Target],
         done: Callable[[str], None],
         failed: Callable[[BaseException], None],
     ) -> Iterator[None]:
@@ -275,7 +226,7 @@ class Filling:
             halves.clear()
 
 
-def _scratch(targets: list[_Target]) -> dict[Any, Any]:
+def _scratch(targets: list[Target]) -> dict[Any, Any]:
     """Per device, a flat uint8 buffer as large as the largest tensor to be quantised there."""
     import torch
 
@@ -298,56 +249,7 @@ def _convert(model: Any, tensors: Mapping[str, Any], load_config: Any) -> Any:
     )
 
 
-def _targets(model: Any, load_config: Any) -> list[_Target]:
-    """Every tensor of the model's state dict that is not tied to another, in no special order."""
-    import torch
-    from transformers.integrations.accelerate import expand_device_map
-
-    quantizer = load_config.hf_quantizer
-    state = model.state_dict()
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    places = expand_device_map(load_config.device_map, list(state))
-    plan = _dtype_plan(load_config)
-    found = []
-    for name, tensor in state.items():
-        if name in tied or not isinstance(tensor, torch.Tensor):
-            continue
-        quantised = bool(quantizer is not None and quantizer.param_needs_quantization(model, name))
-        dtype = load_config.dtype if quantised else plan(name) or tensor.dtype
-        found.append(
-            _Target(name, tuple(tensor.shape), dtype, _device(places[name]), quantised=quantised)
-        )
-    return found
-
-
-def _dtype_plan(load_config: Any) -> Callable[[str], Any]:
-    """What transformers keeps in another dtype than the model's (``_keep_in_fp32_modules``)."""
-    plan = load_config.dtype_plan or {}
-    if not plan:
-        return lambda _: None
-    from transformers.core_model_loading import build_glob_alternation
-
-    alternation, by_group, _ = build_glob_alternation(list(plan))
-
-    def dtype_of(name: str) -> Any:
-        match = alternation.search(name)
-        return plan[by_group[match.lastgroup]] if match is not None else None
-
-    return dtype_of
-
-
-def _device(place: Any) -> Any:
-    import torch
-
-    if place == "disk":
-        return torch.device("cpu")
-    device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _synthetic(model: Any, targets: list[_Target]) -> SyntheticWeights:
+def _synthetic(model: Any, targets: list[Target]) -> SyntheticWeights:
     head = model.get_output_embeddings()
     head_weight = getattr(head, "weight", None)
     name = next(
@@ -361,80 +263,7 @@ def _synthetic(model: Any, targets: list[_Target]) -> SyntheticWeights:
     )
 
 
-def _match(
-    model: Any, headers: Mapping[str, StoredTensor], load_config: Any, source: str
-) -> tuple[str | None, list[tuple[str, _Target]]]:
-    """Checkpoint keys and what they fill, in the order in which transformers asks for them.
-
-    The first of the pair is the reason why this checkpoint is left to transformers, or None.
-
-    :raises CheckpointError: tensors are missing or have the wrong shape.
-    """
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        dot_natural_key,
-        rename_source_key,
-    )
-
-    # Copies: matching changes the state of some of them.
-    mapping = deepcopy(load_config.weight_mapping or [])
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    state = model.state_dict()
-    targets = {target.name: target for target in _targets(model, load_config)}
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    plan: list[tuple[str, _Target]] = []
-    seen: set[str] = set()
-    for key in sorted(headers, key=dot_natural_key):
-        name, pattern = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, state
-        )
-        if name not in state and key in state:
-            name, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
-        if pattern is not None:
-            return "its weights are stored in another layout and have to be converted", []
-        if name in seen:
-            return f"two of its tensors stand for {name}", []
-        if name not in targets:
-            if name in tied:
-                return f"it stores {name}, which this model shares with another weight", []
-            continue  # transformers lists what it doesn't use
-        stored, target = headers[key], targets[name]
-        if stored.dtype not in TORCH_DTYPE:
-            return f"{key} is stored as {stored.dtype}", []
-        if stored.shape != target.shape:
-            raise CheckpointError(
-                f"{stored.path}: {key} has the shape {list(stored.shape)}, the model's "
-                f"config.json says {list(target.shape)}; the two do not belong together"
-            )
-        seen.add(name)
-        plan.append((key, target))
-    missing = missing_tensors(model, set(targets) - seen)
-    if missing:
-        raise CheckpointError(missing_message(source, missing))
-    return None, plan
-
-
-def missing_tensors(model: Any, names: set[str]) -> list[str]:
-    """Of ``names``, those that the model class does not declare as legitimately absent."""
-    import re
-
-    patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    return sorted(
-        name for name in names - tied if not any(re.search(pattern, name) for pattern in patterns)
-    )
-
-
-def missing_message(source: str, missing: list[str]) -> str:
-    return (
-        f"{source}: {len(missing)} of the model's tensors are not in the checkpoint, first "
-        f"{missing[0]}; download it again, or give the config.json that belongs to it"
-    )
-
-
-def _reserve(targets: list[_Target], quantizer: Any) -> None:
+def _reserve(targets: list[Target], quantizer: Any) -> None:
     """Ask each GPU for its weights in one piece, which the allocator then deals out.
 
     One large request instead of hundreds, no slack between tensors, and a GPU that is too full

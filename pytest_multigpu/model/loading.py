@@ -17,8 +17,9 @@ from ..errors import CheckpointError, LoadError, MultiGpuError, UsageError
 from ..records.model import LoadReport, PeakReading, PhasePeaks
 from ..records.plan import Architecture, Plan, Tier
 from ..records.progress import Progress
-from .filling import STOCK, Filling, missing_message, missing_tensors
+from .filling import STOCK, Filling
 from .loaded import LoadedModel, empty_caches, empty_modules, free_devices
+from .matching import missing_message, missing_tensors
 from .placement import observe
 from .quantise import quantization_config
 from .safetensors_index import checkpoint_files, read_headers
@@ -111,10 +112,9 @@ def load_model(
         )
     except BaseException as error:
         problem = _problem(error, filling, resolved.name)
-        # Frames of the traceback hold the half-loaded model; so would the exception's context.
-        for each in (error, filling.failure):
-            if each is not None and each.__traceback__ is not None:
-                traceback.clear_frames(each.__traceback__)
+        _let_go(error)
+        if filling.failure is not None:
+            _let_go(filling.failure)
         filling.failure = None
         for module in held:
             empty_modules(module)
@@ -268,6 +268,19 @@ def _problem(error: BaseException, filling: Filling, name: str) -> BaseException
     return LoadError(f"{name}: {type(cause).__name__} while loading: {text[:500]}")
 
 
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of ``error`` and of all that led to it: they hold the half-loaded model."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        traceback.clear_frames(each.__traceback__)
+        waiting += [each.__cause__, each.__context__]
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     import torch
 
@@ -305,8 +318,13 @@ def _devices_in_use() -> list[int]:
 
 
 def _reset_peaks() -> None:
-    for index in _devices_in_use():
-        _cuda().reset_peak_memory_stats(index)
+    cuda = _cuda()
+    if not cuda.is_available() or not cuda.is_initialized():
+        return
+    for index in range(cuda.device_count()):
+        # A device that was never used has no peak, and says "Invalid device argument".
+        with contextlib.suppress(RuntimeError):
+            cuda.reset_peak_memory_stats(index)
 
 
 def _peaks() -> PhasePeaks:

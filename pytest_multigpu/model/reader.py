@@ -325,7 +325,7 @@ class ReadAhead:
         cuda, stream = _cuda(), self._streams[job.device]
         with cuda.device(job.device), cuda.stream(stream):
             target.copy_(source, non_blocking=True)
-            event = cuda.Event()
+            event = cuda.Event(blocking=True)  # 16 threads must not spin
             event.record(stream)
         event.synchronize()  # releases the GIL; after it the buffer is free
 

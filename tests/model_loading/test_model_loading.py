@@ -265,7 +265,7 @@ def test_a_shard_that_disappears_before_it_is_opened(
     from pytest_multigpu.model import loading
 
     broken = shard(checkpoint)
-    stock = loading.read_headers
+    stock: Any = loading.__dict__["read_headers"]
 
     def then_gone(paths: Any) -> Any:
         headers = stock(paths)
