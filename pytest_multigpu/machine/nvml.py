@@ -6,8 +6,6 @@ Imports records and :mod:`.visibility`.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -50,7 +48,10 @@ def load_nvml() -> NvmlLike:
 
 
 def open_nvml(nvml: NvmlLike | None = None) -> NvmlLike:
-    """The binding, initialised. It stays open until the process ends: opening costs most.
+    """The binding, initialised.
+
+    It stays open until the process ends: opening costs most, and closing a hung driver would
+    keep the process from ending.
 
     :raises Exception: ``NVMLError`` of the binding, or ImportError without nvidia-ml-py.
     """
@@ -59,14 +60,6 @@ def open_nvml(nvml: NvmlLike | None = None) -> NvmlLike:
         binding.nvmlInit()
         _opened.append(binding)
     return binding
-
-
-@atexit.register
-def _close() -> None:
-    while _opened:
-        binding = _opened.pop()
-        with contextlib.suppress(binding.NVMLError):
-            binding.nvmlShutdown()
 
 
 def read_machine(
@@ -92,6 +85,9 @@ def read_machine(
         machine = within(seconds, doing, lambda: _read(nvml, doing))
     except NvmlTimeoutError as error:
         return Machine(visible_env=value, problem=str(error))
+    except Exception as error:  # no answer that could be read: never "no GPU"
+        problem = f"NVML gave an answer that cannot be read: {error!r}"
+        return Machine(visible_env=value, problem=problem)
     visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
     return replace(with_visible(machine, visibility.visible), visible_env=value)
 

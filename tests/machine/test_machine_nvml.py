@@ -163,6 +163,13 @@ def test_a_hanging_driver_is_given_up_on() -> None:
     assert machine.visible_env == "0"
 
 
+def test_an_answer_that_cannot_be_read_is_not_no_gpu() -> None:
+    fake = FakeNvml([FakeGpu(total=None)])  # type: ignore[arg-type]
+    machine = read_machine({}, fake)
+    assert machine.problem is not None
+    assert machine.problem.startswith("NVML gave an answer that cannot be read: TypeError(")
+
+
 def test_load_nvml_is_the_one_door(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeNvml(2)
     monkeypatch.setattr(module, "load_nvml", lambda: fake)
