@@ -19,7 +19,7 @@ from ..records.baseline import (
     Tolerance,
 )
 from ..records.check import Record
-from ..records.report import RunReport
+from ..records.report import CheckResult, RunReport
 from ..units import parse_size
 
 SCHEMA = 1
@@ -177,6 +177,35 @@ def compare(
     if not records:
         return (_unknown("baseline", "the rule compares nothing that was measured", update),)
     return tuple(records)
+
+
+def check_run(
+    report: RunReport,
+    baselines: Mapping[str, Baseline],
+    rule: Mapping[Kind, Tolerance],
+    *,
+    file: str,
+) -> CheckResult:
+    """The whole comparison as one more entry of the report; add it before the verdict.
+
+    It measures nothing itself, so it is no executed check: ``is_check`` is False.
+    """
+    key = key_of(report)
+    if key is None:
+        reason = "this run has no plan to compare by"
+        records: tuple[Record, ...] = (
+            _unknown("baseline", reason, "run the checks that need the model"),
+        )
+    else:
+        found = baselines.get(key.text)
+        records = compare(found, measurements(report), rule, key=key.text, file=file)
+    failed = any(record.outcome == "failed" for record in records)
+    return CheckResult(
+        nodeid=f"baseline {file}",
+        outcome="failed" if failed else "passed",
+        records=records,
+        is_check=False,
+    )
 
 
 def _unknown(name: str, reason: str, remedy: str) -> Record:

@@ -96,7 +96,9 @@ def _counts(checks: tuple[CheckResult, ...]) -> list[str]:
     """``23 checks passed``, then what else there is to say of them."""
     executed = sum(check.executed for check in checks)
     records = [r for check in checks if check.outcome != "skipped" for r in check.records]
-    own = sum(not check.is_check and check.outcome == "passed" for check in checks)
+    own = sum(
+        not check.is_check and check.outcome == "passed" and not check.records for check in checks
+    )
     skipped = sum(check.outcome == "skipped" for check in checks)
     warned = sum(record.outcome == "warned" for record in records)
     unknown = sum(record.outcome == "unknown" for record in records)

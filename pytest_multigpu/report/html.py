@@ -9,9 +9,11 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport
+from .json import HTML_FILE, write_atomic
 from .pictures import copy_pictures, gpu_pictures, have_matplotlib, vram_pictures
 from .terminal import (
     devices_text,
@@ -76,6 +78,13 @@ def page(report: RunReport) -> str:
         f"<title>{word}: GPU report</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def write_page(folder: Path, report: RunReport) -> Path:
+    """``report.html`` in the folder, whole or not at all; ``OSError`` if it cannot be written."""
+    path = folder / HTML_FILE
+    write_atomic(path, page(report))
+    return path
 
 
 def _e(text: object) -> str:

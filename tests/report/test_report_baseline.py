@@ -15,6 +15,7 @@ from report_examples import check, four_h100s, speed
 
 from pytest_multigpu.errors import UsageError
 from pytest_multigpu.judging.baseline import (
+    check_run,
     compare,
     dump_baselines,
     key_of,
@@ -23,8 +24,10 @@ from pytest_multigpu.judging.baseline import (
     parse_baselines,
     parse_rule,
 )
+from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.baseline import Baseline, Kind, Measurement, Tolerance
 from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.report import RunReport
 from pytest_multigpu.report.baseline import read_baselines, update_baseline
 from pytest_multigpu.units import GIB, MIB
 
@@ -185,6 +188,37 @@ def test_key() -> None:
     cpu = key_of(replace(four_h100s(), tier="cpu"))
     assert cpu is not None
     assert (cpu.gpus, cpu.hardware) == (0, "cpu")
+
+
+def test_the_whole_run_against_its_file(tmp_path: Path) -> None:
+    path, report = tmp_path / "b.json", four_h100s()
+    rule = parse_rule("speed:10%")
+    missing = check_run(report, read_baselines(path), rule, file="b.json")
+    assert [record.outcome for record in missing.records] == ["unknown"]
+    assert decide(report.with_check(missing)).ready
+    strict = decide(report.with_check(missing), strict=True)
+    assert strict.exit_code == 1
+    assert strict.line == (
+        f"NOT READY: b.json has no baseline for {KEY}; record it with --gpu-baseline-update"
+    )
+    update_baseline(path, KEY, measurements(report).values())
+    same = check_run(report, read_baselines(path), parse_rule("peak:0% speed:0%"), file="b.json")
+    assert {record.outcome for record in same.records} == {"passed"}
+    assert len(same.records) == 13
+    assert decide(report.with_check(same)).line == decide(report).line
+    update_baseline(path, KEY, [replace(SPEED, value=20.0)])
+    slower = check_run(report, read_baselines(path), rule, file="b.json")
+    verdict = decide(report.with_check(slower))
+    assert (verdict.exit_code, verdict.line) == (
+        1,
+        "NOT READY: decode speed is 49.8% lower than the baseline; find the cause, or accept it "
+        "with --gpu-baseline-update",
+    )
+
+
+def test_a_run_without_a_plan_has_nothing_to_compare_by() -> None:
+    found = check_run(RunReport(), {}, parse_rule(None), file="b.json")
+    assert [record.reason for record in found.records] == ["this run has no plan to compare by"]
 
 
 def test_update_keeps_other_keys_and_kinds_that_were_not_measured(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from report_examples import check, copies, few_gpus, four_h100s, free_vram, mach
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.report import CheckResult, RunReport
-from pytest_multigpu.report.html import NO_PICTURES, page
+from pytest_multigpu.report.html import NO_PICTURES, page, write_page
 
 EVIL = "<script>alert(1)</script>\"'&$x_1$ \x00\ud800"
 
@@ -146,8 +146,8 @@ def test_in_a_real_browser(
     browser: chromium.Browser, tmp_path: Path, name: str, width: int
 ) -> None:
     report = {"red": red, "hostile": hostile, "empty": RunReport}[name]()
-    path = tmp_path / "report.html"
-    path.write_text(page(report), encoding="utf-8")
+    path = write_page(tmp_path, report)
+    assert path == tmp_path / "report.html"
     browser.open(path, width=width, dark=width == 360)
     assert browser.complaints() == []
     assert [url for url in browser.requests() if not url.startswith("data:")] == [path.as_uri()]
