@@ -165,6 +165,8 @@ def resolve(config: pytest.Config) -> Settings:
         raise UsageError(
             f"--gpu-weights: unknown kind {weights!r}; known: auto, synthetic, checkpoint"
         )
+    if value("gpu_baseline_update") and not value("gpu_baseline"):
+        raise UsageError("--gpu-baseline-update: needs --gpu-baseline=FILE to write to")
     return Settings(
         tier=tier,
         dtype=dtype,

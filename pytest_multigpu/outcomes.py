@@ -12,6 +12,7 @@ import pytest
 from .gating import gate
 from .markers import check_needs
 from .records.check import Record
+from .report.junit import properties
 from .session import GpuSession
 
 RECORDS = pytest.StashKey[list[Record]]()
@@ -42,6 +43,7 @@ def run_check(item: pytest.Function, *, strict: bool) -> None:
     if records is None:
         pytest.fail(f"{item.name} returned {returned!r} instead of records", pytrace=False)
     item.stash[RECORDS] = records
+    item.user_properties.extend(properties(records))  # --junitxml prints these
     failed = [record for record in records if record.outcome == "failed"]
     unknown = [record for record in records if record.outcome == "unknown"]
     if strict:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .model.automap import AutoMap
     from .model.config import ResolvedModel
     from .planning.catalogue import GpuType
+    from .records.rent import RentRow
 
 GPU_TIERS: tuple[Tier, ...] = ("16bit", "8bit", "4bit")
 """Best first: what ``auto`` tries."""
@@ -98,6 +99,17 @@ class PlanBook:
             self._plans[tier] = self._make(tier)
         return self._plans[tier]
 
+    def rentable(self) -> tuple[RentRow, ...]:
+        """What could be rented for this model and context, by price, in every tier."""
+        from .planning.rent import rent_table
+
+        return rent_table(
+            {tier: self.architecture(tier) for tier in GPU_TIERS},
+            context_tokens=self.settings.context,
+            batch=self.settings.batch,
+            catalogue=read_catalogue(self.settings.catalogue),
+        )
+
     def architecture(self, tier: Tier) -> Architecture:
         """Exact bytes of every block in one tier."""
         from .model.architecture import describe
@@ -141,7 +153,14 @@ class PlanBook:
         if refusal is not None:
             reason = f"device_map='auto' refuses: {refusal}"
             plan = dataclasses.replace(plan, fits=False, reasons=(reason, *plan.reasons))
-        return plan
+        if plan.fits:
+            return plan
+        from .planning.fit import remedies
+
+        smaller = GPU_TIERS[GPU_TIERS.index(tier) + 1 :] if tier in GPU_TIERS else ()
+        architectures = {name: self.architecture(name) for name in (tier, *smaller)}
+        found = remedies(plan, self.machine, architectures=architectures)
+        return dataclasses.replace(plan, remedies=found or plan.remedies)
 
     def _place(self, architecture: Architecture) -> tuple[DeviceMap, str | None]:
         """The device map of this tier, and why auto would refuse it."""

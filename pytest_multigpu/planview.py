@@ -9,7 +9,7 @@ from dataclasses import replace
 from .options import Settings
 from .records.report import RunReport
 from .report.json import ReportFile
-from .report.terminal import plan_lines
+from .report.terminal import plan_lines, rent_lines
 from .session import GpuSession
 
 
@@ -21,7 +21,8 @@ def print_plan(settings: Settings) -> int:
     session = GpuSession(settings, os.environ)
     session.plans.check_inputs()
     plan = session.plan
-    for line in plan_lines(plan):
+    rows = session.plans.rentable()
+    for line in [*plan_lines(plan), *rent_lines(rows, plan)]:
         print(line.text)
     if settings.report_dir is not None:
         report = RunReport(started=time.time(), tier_asked=settings.tier, versions=session.versions)

@@ -90,5 +90,9 @@ def _register_runtime(config: pytest.Config) -> None:
     from . import runtime
     from .runlog import RunLog
 
+    try:
+        log = RunLog(config)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(runtime, "multigpu-runtime")
-    config.pluginmanager.register(RunLog(config), "multigpu-runlog")
+    config.pluginmanager.register(log, "multigpu-runlog")

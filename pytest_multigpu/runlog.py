@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from . import markers
+from . import closing, markers
 from .errors import UsageError
 from .fixtures import session_of
-from .judging.verdict import decide
 from .progress import ProgressLine
 from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
@@ -38,6 +37,7 @@ class RunLog:
         )
         self._phases: dict[str, list[pytest.TestReport]] = {}
         self._spans: list[Span] = []
+        closing.check_inputs(session.settings)
         folder = session.settings.report_dir
         self._file = None if folder is None or self.is_worker else ReportFile(folder)
 
@@ -111,11 +111,13 @@ class RunLog:
         status = int(session.exitstatus)
         if status == pytest.ExitCode.USAGE_ERROR:
             return result  # pytest prints that one line itself
-        strict = self.session.settings.strict
-        verdict = decide(self._with_facts(), exit_status=status, strict=strict)
-        self.report = replace(self._with_facts(), verdict=verdict)
-        session.exitstatus = verdict.exit_code
-        self._write()
+        settings = self.session.settings
+        self.report = closing.close_run(self._with_facts(), settings, status)
+        assert self.report.verdict is not None
+        session.exitstatus = self.report.verdict.exit_code
+        if self._file is not None:
+            self._file.update(self.report)
+        closing.write_reports(self.report, settings, self.session.environ)
         self._print(terminal.verdict_lines(self.report))
         return result
 

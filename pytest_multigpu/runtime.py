@@ -39,7 +39,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     annotate(item, report)
-    if call.excinfo is not None:
+    if call.excinfo is not None and not item.config.getoption("usepdb", False):
         # The text is made; a failed test's frames would keep its tensors on the GPUs.
         traceback.clear_frames(call.excinfo.tb)
     return report

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from ..records.check import Record
 from ..records.plan import Plan
 from ..records.report import CheckResult, RunReport
-from ..units import gib
+from ..records.rent import RentRow
+from ..units import GIB, gib
 from .words import (
     columns,
     expected_text,
@@ -466,3 +467,36 @@ def table_lines(
     """Any table (what to rent, fleets): a bold head and aligned rows."""
     texts = columns([head, *rows], right=right)
     return [Line(texts[0], ("bold",)), *(Line(text) for text in texts[1:])]
+
+
+def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 12) -> list[Line]:
+    """What to rent for the plan's model and context, cheapest tokens first.
+
+    ::
+
+        rent     tier   $/h   headroom GiB  tokens/s  $ per million tokens
+        4xA6000  4bit   1.96          34.1         9                  60.1
+    """
+    if not rows:
+        return []
+    cells = [
+        (
+            row.spec,
+            row.tier,
+            f"{row.price_usd_hour:.2f}",
+            f"{row.headroom_bytes / GIB:.1f}",
+            f"{row.tokens_per_second:.0f}",
+            f"{row.usd_per_million_tokens:.1f}",
+        )
+        for row in rows[:most]
+    ]
+    head = ("rent", "tier", "$/h", "headroom GiB", "tokens/s", "$ per million tokens")
+    more = f" ({len(rows) - most} more rows not shown)" if len(rows) > most else ""
+    return [
+        Line(""),
+        Line(
+            f"what to rent for {plan.context_tokens} tokens x {plan.batch}, balanced placement; "
+            f"prices and speeds are estimates{more}"
+        ),
+        *table_lines(head, cells, right=range(2, 6)),
+    ]

@@ -1,0 +1,54 @@
+"""The end of a run: baseline, verdict, and every report that was asked for. Knows no pytest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .judging.baseline import check_run, key_of, measurements, parse_rule
+from .judging.verdict import decide
+from .options import Settings
+from .records.report import RunReport
+from .report.baseline import read_baselines, update_baseline
+
+
+def check_inputs(settings: Settings) -> None:
+    """Find bad baseline options before the run, not after it.
+
+    :raises UsageError: a rule or a file that cannot be read.
+    """
+    parse_rule(settings.baseline_rule)
+    if settings.baseline is not None:
+        read_baselines(settings.baseline)
+
+
+def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunReport:
+    """The finished run with its verdict; the baseline is compared, and updated if READY.
+
+    :param exit_status: what pytest would exit with.
+    """
+    if settings.baseline is not None and not settings.baseline_update:
+        rule = parse_rule(settings.baseline_rule)
+        known = read_baselines(settings.baseline)
+        report = report.with_check(check_run(report, known, rule, file=str(settings.baseline)))
+    verdict = decide(report, exit_status=exit_status, strict=settings.strict)
+    report = replace(report, verdict=verdict)
+    key = key_of(report)
+    # Only a READY run is worth being compared with.
+    if settings.baseline is not None and settings.baseline_update and verdict.ready and key:
+        update_baseline(settings.baseline, key.text, measurements(report).values())
+    return report
+
+
+def write_reports(report: RunReport, settings: Settings, environ: Mapping[str, str]) -> None:
+    """The page, and what GitHub shows of a run, where they were asked for."""
+    if settings.report_dir is not None:
+        from .report.html import write_page
+
+        write_page(settings.report_dir, report)
+    if environ.get("GITHUB_ACTIONS") == "true":
+        from .report.github import annotation_lines, write_step_summary
+
+        write_step_summary(report, environ)
+        print(*annotation_lines(report), sep="\n", file=sys.stdout, flush=True)
