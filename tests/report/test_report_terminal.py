@@ -10,16 +10,15 @@ from report_examples import check, copies, few_gpus, four_h100s, free_vram, mach
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.check import Record, Value
 from pytest_multigpu.records.report import CheckResult, RunReport
-from pytest_multigpu.report.terminal import (
+from pytest_multigpu.report.tables import (
     Line,
     block_list,
-    check_lines,
     copy_matrices,
     gpu_table,
     plan_lines,
-    summary_lines,
     table_lines,
 )
+from pytest_multigpu.report.terminal import check_lines, summary_lines
 from pytest_multigpu.report.words import (
     columns,
     layers_text,
