@@ -16,6 +16,7 @@ Imports records and units.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from ..records.check import Record
@@ -99,10 +100,19 @@ def notes(report: RunReport) -> list[Line]:
 def check_lines(checks: Sequence[CheckResult], *, verbose: bool = False) -> list[Line]:
     """A line for each record; passed ones that differ only in device share one.
 
-    Under a line that is not passed: its reason and remedy.
+    Under a line that is not passed: its reason and remedy. Skips for one and the same reason
+    share a line too, unless verbose.
     """
+    alike = Counter(check.reason for check in checks if check.outcome == "skipped")
+    told: set[str] = set()
     rows: list[tuple[tuple[str, str, str, str, str], str, str]] = []
     for check in checks:
+        if check.outcome == "skipped" and alike[check.reason] > 1 and not verbose:
+            if check.reason not in told:
+                told.add(check.reason)
+                many = ("skipped", f"{alike[check.reason]} tests", "", "", "")
+                rows.append((many, "skipped", check.reason))
+            continue
         rows += _check_rows(check, verbose=verbose)
     texts = columns([cells for cells, _, _ in rows])
     lines = []

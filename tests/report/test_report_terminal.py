@@ -151,6 +151,17 @@ def test_skips_and_crashes_are_lines_with_their_reason() -> None:
     )
 
 
+def test_skips_for_one_reason_share_a_line() -> None:
+    skips = [
+        CheckResult(nodeid=f"t.py::test_{i}", outcome="skipped", reason="no GPU" if i else "other")
+        for i in range(4)
+    ]
+    assert text(check_lines(skips)) == (
+        "skipped  test_0\n         other\nskipped  3 tests\n         no GPU"
+    )
+    assert len(check_lines(skips, verbose=True)) == 8
+
+
 def test_plan() -> None:
     assert text(plan_lines(plan())) == (
         "llama-3.3-70b in 16bit (bfloat16): 131.4 GiB of weights, placement auto, "
