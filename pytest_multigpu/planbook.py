@@ -18,7 +18,7 @@ from .options import Settings
 from .records.machine import Machine
 from .records.plan import TIERS, Architecture, DeviceMap, Plan, Tier
 from .requirements import GpuRequirement, unmet
-from .units import gib
+from .units import GIB, gib
 
 if TYPE_CHECKING:
     from .model.automap import AutoMap
@@ -182,7 +182,7 @@ class PlanBook:
                 None,
             )
         auto = self._auto(architecture, _CPU_BYTES)
-        if auto.offloaded:
+        if auto.offloaded and self.machine.simulated is None:
             # Only now does it matter how much the host has: what goes to cpu, what to disk.
             auto = self._auto(architecture, _available_host_bytes())
         return auto.device_map, auto.refusal
@@ -235,10 +235,10 @@ cached plan of an earlier run stays good whatever is free today."""
 
 
 def _available_host_bytes() -> int:
-    """What psutil, and so transformers, takes for available: MemAvailable."""
+    """What psutil, and so transformers, takes for available, in whole GiB for the cache's sake."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // GIB * GIB
 
 
 def read_json(path: Path, option: str) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from .options import Settings
 from .records.report import RunReport
 from .report.json import ReportFile
-from .report.terminal import plan_lines, rent_lines
+from .report.rent import rent_lines
+from .report.terminal import plan_lines
 from .session import GpuSession
 
 

@@ -6,11 +6,13 @@ that it serves the fixtures, the hooks and ``--gpu-plan`` alike.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .errors import MultiGpuError
+from .judging.vram import HELD_LIMIT
 from .options import Settings
 from .planbook import PlanBook, read_catalogue
 from .records.machine import Machine
@@ -91,8 +93,22 @@ class GpuSession:
         """
         real = self.settings.simulate is None and self.settings.tier != "cpu"
         self.plans.check_inputs()
-        if worker and real and self.machine.visible:
-            self._start_worker()
+        if real and self.machine.visible:
+            self._wait_for_memory()
+            if worker:
+                self._start_worker()
+
+    def _wait_for_memory(self) -> None:
+        """Plan with what is free once others have let go of it, waiting ``--gpu-wait`` at most.
+
+        A game that has just ended still holds its VRAM for a moment.
+        """
+        deadline = time.monotonic() + self.settings.wait_seconds
+        held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
+        while held and not self.plan.fits and time.monotonic() < deadline:
+            time.sleep(0.5)
+            del self.machine, self.plans
+            held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
 
     def _start_worker(self) -> WorkerHandle:
         """The worker, and beside it a thread that samples health while the GPUs work."""
@@ -113,13 +129,10 @@ class GpuSession:
         return report
 
     def health(self) -> tuple[GpuHealth, ...]:
-        """Health of every visible GPU: all that NVML knows, and the worst seen under load."""
-        from .machine.health import merge, read_health
-
+        """Health of every visible GPU, sampled until the worker had ended: so under load."""
         self.worker_report()
         assert self._sampler is not None
-        still = read_health(indices=self.machine.visible)
-        return tuple(map(merge, zip(still, self._sampler.result(), strict=True)))
+        return self._sampler.result()
 
     def load(self) -> LoadedModel:
         """The model of the chosen plan, loaded once; a failure is remembered, not retried.

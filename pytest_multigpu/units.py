@@ -42,7 +42,7 @@ def parse_size(text: str, *, what: str) -> int:
         raise UsageError(f"{what}: {text!r} has an unknown unit; known: {', '.join(_UNITS)}")
     whole, _, fraction = number.partition(".")
     # Integer arithmetic: 0.1TB is 100,000,000,000 bytes, not what a float makes of it.
-    return int(whole) * factor + int(fraction or "0") * factor // 10 ** len(fraction)
+    return int(whole) * factor + int(fraction or "0") * factor // int(10 ** len(fraction))
 
 
 def gib(size_bytes: int | float, digits: int = 1) -> str:

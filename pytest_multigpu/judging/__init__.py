@@ -1,1 +1,1 @@
-"""Readings against expectations: pure functions that return records. No torch, no pytest, no I/O."""
+"""Readings against expectations: pure functions that return records. No torch, no I/O."""

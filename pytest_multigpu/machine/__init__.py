@@ -1,1 +1,1 @@
-"""Adapters to the machine: NVML, the CUDA worker, the host. Imports records, units and errors only."""
+"""Adapters to the machine: NVML, the CUDA worker, the host. Imports records and errors."""

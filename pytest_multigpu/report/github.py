@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport
-from .terminal import devices_text, expected_span, gpu_rows, grouped, measured_span
+from .tables import gpu_rows
+from .terminal import devices_text, expected_span, grouped, measured_span
 from .words import expected_text, measured_text, shown_device
 
 SUMMARY_BYTES = 1 << 20

@@ -15,14 +15,13 @@ from ..records.check import Record
 from ..records.report import CheckResult, RunReport
 from .json import HTML_FILE, write_atomic
 from .pictures import copy_pictures, gpu_pictures, have_matplotlib, vram_pictures
+from .tables import gpu_rows, phase_table
 from .terminal import (
     devices_text,
     expected_span,
-    gpu_rows,
     grouped,
     measured_span,
     notes,
-    phase_table,
 )
 from .words import printable
 

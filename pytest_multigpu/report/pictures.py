@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..records.plan import DevicePlan
 from ..records.report import RunReport
 from ..units import GIB
-from .terminal import Matrix, pair_matrices
+from .tables import Matrix, pair_matrices
 from .words import matrix_cell, measured_peaks, printable, shown_device
 
 if TYPE_CHECKING:

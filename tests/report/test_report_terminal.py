@@ -10,16 +10,15 @@ from report_examples import check, copies, few_gpus, four_h100s, free_vram, mach
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.check import Record, Value
 from pytest_multigpu.records.report import CheckResult, RunReport
-from pytest_multigpu.report.terminal import (
+from pytest_multigpu.report.tables import (
     Line,
     block_list,
-    check_lines,
     copy_matrices,
     gpu_table,
     plan_lines,
-    summary_lines,
     table_lines,
 )
+from pytest_multigpu.report.terminal import check_lines, summary_lines
 from pytest_multigpu.report.words import (
     columns,
     layers_text,
@@ -150,6 +149,17 @@ def test_skips_and_crashes_are_lines_with_their_reason() -> None:
         "skipped  test_s\n         needs NVLink\npassed   a         -  -\n"
         "ERROR    test_c\n         OSError: x"
     )
+
+
+def test_skips_for_one_reason_share_a_line() -> None:
+    skips = [
+        CheckResult(nodeid=f"t.py::test_{i}", outcome="skipped", reason="no GPU" if i else "other")
+        for i in range(4)
+    ]
+    assert text(check_lines(skips)) == (
+        "skipped  test_0\n         other\nskipped  3 tests\n         no GPU"
+    )
+    assert len(check_lines(skips, verbose=True)) == 8
 
 
 def test_plan() -> None:

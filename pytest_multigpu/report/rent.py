@@ -1,0 +1,50 @@
+"""What to rent, as lines: the answer to "A6000s, A100s or H100s, how many, which precision?"
+
+::
+
+    rent         tier    $/h  headroom GiB  tokens/s  $ per million tokens
+    3xA100-80GB  16bit  4.20          30.8        10                 116.7
+    2xH100       8bit   4.80          40.1         2                 666.7
+
+Imports records and units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..records.plan import TIERS, Plan
+from ..records.rent import RentRow
+from ..units import GIB
+from .tables import Line, table_lines
+
+
+def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Line]:
+    """For the plan's model and context, the best tier first, ``most`` rows of each by price."""
+    shown = [
+        row
+        for tier in reversed(TIERS)
+        for row in [one for one in rows if one.tier == tier][:most]
+    ]
+    if not shown:
+        return []
+    cells = [
+        (
+            row.spec,
+            row.tier,
+            f"{row.price_usd_hour:.2f}",
+            f"{row.headroom_bytes / GIB:.1f}",
+            f"{row.tokens_per_second:.0f}",
+            f"{row.usd_per_million_tokens:.0f}",
+        )
+        for row in shown
+    ]
+    head = ("rent", "tier", "$/h", "headroom GiB", "tokens/s", "$ per million tokens")
+    return [
+        Line(""),
+        Line(
+            f"what to rent for {plan.context_tokens} tokens x {plan.batch}, balanced placement, "
+            f"the {most} cheapest of each tier; prices and speeds are estimates"
+        ),
+        *table_lines(head, cells, right=range(2, 6)),
+    ]
