@@ -12,7 +12,7 @@ from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, Plan, Tier
 from ..units import gib
 from .partition import balanced
-from .peaks import predict
+from .peaks import kv_bytes, predict
 
 LONGEST = 1 << 20
 """Tokens; where the model states no ``max_position_embeddings``."""
@@ -39,6 +39,8 @@ def largest_context(
     longest = architecture.max_context or LONGEST
 
     def fits(tokens: int) -> bool:
+        if _plainly_too_long(architecture, machine, tokens, batch):
+            return False
         placed = device_map(tokens) if callable(device_map) else device_map
         return predict(
             architecture,
@@ -62,6 +64,17 @@ def largest_context(
         else:
             high = middle
     return low
+
+
+def _plainly_too_long(
+    architecture: Architecture, machine: Machine, tokens: int, batch: int
+) -> bool:
+    """Weights and KV alone exceed all GPUs together: no need for a replay."""
+    if architecture.tier == "cpu":
+        return False
+    need = architecture.weights_bytes
+    need += sum(kv_bytes(block, tokens, batch) for block in architecture.blocks)
+    return need > sum(gpu.free_bytes for gpu in machine.visible_gpus)
 
 
 def choose_tier(

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ..records.machine import Gpu as GpuRow
 from ..records.machine import Machine
 from ..records.plan import Architecture, Block, DeviceMap, DevicePlan, Peaks, Plan
-from ..units import gib
+from ..units import MIB, gib
 from .allocator import Allocator, DeviceFullError
 from .costs import CPU, Costs, costs_for
 from .device_maps import OFFLOAD, expand
@@ -22,6 +23,9 @@ from .load import load
 
 NEW_TOKENS = 16
 """Of the context, how many are generated one by one; the rest is the prompt."""
+
+NOTABLE = 64 * MIB
+"""Memory in use by others from here on is named in the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,9 @@ def predict(
         context_tokens=context_tokens,
         batch=batch,
         fits=not short and not offloaded,
-        reasons=_reasons(devices, short, offloaded, placed, context=context_tokens, batch=batch),
+        reasons=_reasons(
+            devices, short, offloaded, placed, known, context=context_tokens, batch=batch
+        ),
         devices=tuple(devices),
         device_map=placed,
         offloaded=offloaded,
@@ -316,6 +322,7 @@ def _reasons(
     short: Mapping[int, int],
     offloaded: tuple[str, ...],
     placed: DeviceMap,
+    cards: Mapping[int, GpuRow],
     *,
     context: int,
     batch: int,
@@ -324,9 +331,14 @@ def _reasons(
     by_index = {device.device: device for device in devices}
     for index, missing in sorted(short.items(), key=lambda item: (-item[1], item[0])):
         device = by_index[f"cuda:{index}"]
+        if index not in cards:
+            found.append(f"GPU {index} is not there: CUDA sees {len(cards)} of the map's GPUs")
+            continue
+        taken = cards[index].used_bytes
         found.append(
             f"GPU {index} lacks {gib(missing)}: it would peak at {gib(device.peak_bytes)} of "
             f"{gib(device.limit_bytes)} free with {context} tokens x {batch}"
+            + (f"; {gib(taken)} are in use already" if taken >= NOTABLE else "")
         )
     for place in OFFLOAD:
         names = [name for name in offloaded if placed[name] == place]

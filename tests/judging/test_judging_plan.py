@@ -47,6 +47,7 @@ PLAN = Plan(
     batch=2,
     fits=True,
     devices=(device(GIB, GIB),),
+    device_map={"model.layers.0": 0},
 )
 
 
@@ -86,6 +87,12 @@ def test_a_plan_that_does_not_fit_is_a_shortfall_with_reason_and_remedy() -> Non
     assert records[0].reason == "GPU 1 lacks 2.0 GiB"
     assert records[1].reason == "the plan puts model.layers.0 on cpu or disk"
     assert records[3].reason == "GPU 1 lacks 2.0 GiB of 3.0 GiB"
+
+
+def test_nothing_placed_is_not_nothing_offloaded() -> None:
+    record = judge_plan(replace(PLAN, fits=False, device_map={}, reasons=("no GPU is visible",)))[1]
+    assert (record.outcome, record.shortfall) == ("failed", True)
+    assert record.reason == "nothing is placed: no GPU is visible"
 
 
 def test_without_a_remedy_the_plan_is_pointed_to() -> None:

@@ -73,6 +73,31 @@ def test_nf4_dequantises_its_largest_linear_for_a_prompt(make_llama: Make) -> No
     assert grown >= 28672 * 8192 * 2 * 0.5
 
 
+def test_a_busy_gpu_is_named_with_what_is_in_use(make_llama: Make) -> None:
+    model, machine = make_llama("4bit"), simulate("2xH100")
+    gpu = machine.gpus[1]
+    busy = replace(gpu, used_bytes=70 * GIB, free_bytes=gpu.free_bytes - 70 * GIB)
+    machine = replace(machine, gpus=(machine.gpus[0], busy))
+    placed = {"model": 0, "lm_head": 0} | {f"model.layers.{i}": 1 for i in range(40, 80)}
+    found = predict(
+        model,
+        placed,
+        machine,
+        context_tokens=2048,
+        batch=1,
+        weights="synthetic",
+        placement="map.json",
+    )
+    device = found.devices[1]
+    lacking = (device.peak_bytes - device.limit_bytes) / GIB
+    assert found.reasons == (
+        f"GPU 1 lacks {lacking:.1f} GiB: it would peak at {device.peak_bytes / GIB:.1f} GiB of "
+        "9.2 GiB free with 2048 tokens x 1; 70.0 GiB are in use already",
+    )
+    spread = balanced(model, machine, context_tokens=2048, batch=1)
+    assert list(spread.values()).count(0) > 60
+
+
 def test_offloaded_blocks_are_refused_by_name(make_llama: Make) -> None:
     found = plan(
         make_llama(layers=4), "1xH100", {"": 0, "model.layers.3": "cpu", "lm_head": "disk"}
