@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +42,11 @@ def tiny_llama(seed: int = 0, dtype: str = "float32") -> Any:
 @pytest.fixture(scope="session")
 def model() -> Any:
     return tiny_llama()
+
+
+@pytest.fixture
+def make_llama() -> Callable[..., Any]:
+    return tiny_llama
 
 
 @pytest.fixture(scope="session")
