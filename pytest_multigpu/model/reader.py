@@ -65,12 +65,8 @@ class _Lane:
     """Scratch slots of one device, handed out in the order of the jobs."""
 
     def __init__(self, device: Any, slot_bytes: int, count: int) -> None:
-        import torch
-
         self.waiting: deque[ReadJob] = deque()
-        self.buffers = [
-            torch.empty(slot_bytes, dtype=torch.uint8, device=device) for _ in range(count)
-        ]
+        self.buffers = [_memory(slot_bytes, device) for _ in range(count)]
         self.free = deque(range(count))
         self.after: list[Any] = [None] * count
         """Per slot: the event after which it may be overwritten."""
@@ -139,12 +135,16 @@ class ReadAhead:
         largest: dict[Any, int] = {}
         for job in self._jobs:
             job.left_bytes = job.stored.size_bytes
-            if job.quantised:
+            if job.quantised and job.stored.size_bytes:
                 largest[job.device] = max(largest.get(job.device, 0), job.stored.size_bytes)
             if job.device.type == "cuda" and job.device not in self._streams:
                 self._streams[job.device] = _cuda().Stream(device=job.device)
         for device, size in largest.items():
-            mine = [job for job in self._jobs if job.quantised and job.device == device]
+            mine = [
+                job
+                for job in self._jobs
+                if job.quantised and job.device == device and job.stored.size_bytes
+            ]
             lane = _Lane(device, size, min(self._slots, len(mine)))
             lane.waiting.extend(mine)
             self._lanes[device] = lane
@@ -259,11 +259,9 @@ class ReadAhead:
         job.ready.set()
 
     def _pinned(self) -> tuple[Any, Any]:
-        import torch
-
         # Pinning enters the current device; device 0 may not be ours.
-        with torch.cuda.device(next(iter(self._streams))):
-            buffer = torch.empty(self._chunk_bytes, dtype=torch.uint8, pin_memory=True)
+        with _cuda().device(next(iter(self._streams))):
+            buffer = _pinned_memory(self._chunk_bytes)
         return buffer, _bytes_of(buffer)
 
     def _read(self, job: ReadJob, start: int, view: Any) -> None:
@@ -313,12 +311,10 @@ class ReadAhead:
             self._lock.notify_all()
 
     def _allocate(self, job: ReadJob) -> Any:
-        import torch
-
-        tensor = torch.empty(job.stored.size_bytes, dtype=torch.uint8, device=job.device)
+        tensor = _memory(job.stored.size_bytes, job.device)
         if job.device.type == "cuda":
             # The allocator may hand out memory that work on the default stream still reads.
-            self._streams[job.device].wait_stream(torch.cuda.default_stream(job.device))
+            self._streams[job.device].wait_stream(_cuda().default_stream(job.device))
         return tensor
 
     def _copy(self, job: ReadJob, target: Any, source: Any) -> None:
@@ -342,6 +338,18 @@ def _cuda() -> Any:
     import torch
 
     return torch.cuda  # partly untyped
+
+
+def _memory(size_bytes: int, device: Any) -> Any:
+    import torch
+
+    return torch.empty(size_bytes, dtype=torch.uint8, device=device)
+
+
+def _pinned_memory(size_bytes: int) -> Any:
+    import torch
+
+    return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
 
 def _bytes_of(flat: Any) -> memoryview:

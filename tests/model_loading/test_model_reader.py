@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import threading
 from pathlib import Path
@@ -136,3 +138,85 @@ def test_an_error_reaches_everyone_who_waits(tmp_path: Path) -> None:
         reader.fail(RuntimeError("stop"))
         waiter.join(5)
         assert [str(error) for error in caught] == ["stop"]
+
+
+class FakeCuda:
+    """Two GPUs in host memory, with streams and events that note what was asked of them."""
+
+    class Stream:
+        def __init__(self, device: Any = None) -> None:
+            self.device, self.waited = device, 0
+
+        def wait_event(self, event: Any) -> None:
+            assert event.recorded
+            self.waited += 1
+
+        def wait_stream(self, stream: Any) -> None:
+            assert stream.device == self.device
+
+    class Event:
+        def __init__(self, *, blocking: bool = False) -> None:
+            self.recorded = False
+
+        def record(self, stream: Any) -> None:
+            self.recorded = True
+
+        def synchronize(self) -> None:
+            assert self.recorded
+
+    def device(self, device: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def stream(self, stream: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def current_stream(self, device: Any) -> Any:
+        return self.Stream(device)
+
+    default_stream = current_stream
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    index: int
+    type: str = "cuda"
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("threads", [1, 16])
+def test_through_pinned_buffers_to_two_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantised: bool, threads: int
+) -> None:
+    import torch
+
+    from pytest_multigpu.model import reader as module
+
+    taken: list[tuple[Any, int]] = []
+
+    def memory(size_bytes: int, device: Any) -> Any:
+        taken.append((device, size_bytes))
+        return torch.zeros(size_bytes, dtype=torch.uint8)
+
+    pinned: list[int] = []
+
+    def pinned_memory(size_bytes: int) -> Any:
+        pinned.append(size_bytes)
+        return torch.zeros(size_bytes, dtype=torch.uint8)
+
+    monkeypatch.setattr(module, "_cuda", FakeCuda)
+    monkeypatch.setattr(module, "_memory", memory)
+    monkeypatch.setattr(module, "_pinned_memory", pinned_memory)
+    sizes = [30, 7, 0, 64, 1, 64, 33, 12]
+    work = jobs(tmp_path, sizes, quantised=quantised)
+    for index, job in enumerate(work):
+        job.device = FakeDevice(index // 4)
+    with ReadAhead(work, threads=threads, chunk_bytes=16) as reading:
+        reading.start()
+        for index, (job, size) in enumerate(zip(work, sizes, strict=True)):
+            check(reading.pending(job)[...], index, size)
+            reading.consumed(job)
+    assert 1 <= len(pinned) <= threads
+    assert set(pinned) == {16}
+    if quantised:  # two slots each, as large as the largest tensor there; zero bytes take none
+        slots = [entry for entry in taken if entry[1]]
+        assert slots == [(FakeDevice(0), 64)] * 2 + [(FakeDevice(1), 64)] * 2
