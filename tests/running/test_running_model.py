@@ -113,7 +113,7 @@ def test_the_setting_comes_back_after_a_failure() -> None:
     import torch
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    with pytest.raises(KeyError), without_cudnn_attention():
+    with pytest.raises(KeyError), without_cudnn_attention():  # noqa: PT012
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         raise KeyError
     assert torch.backends.cuda.cudnn_sdp_enabled() is before
@@ -126,7 +126,7 @@ def test_a_peak_that_comes_and_goes_is_seen_also_when_the_phase_fails(
     monkeypatch.setattr(memory, "_resident_bytes", lambda: size[0])
     monkeypatch.setattr(memory, "INTERVAL_SECONDS", 0.001)
     meter = PeakMeter(("cpu",))
-    with pytest.raises(KeyError), meter.measure("spike"):
+    with pytest.raises(KeyError), meter.measure("spike"):  # noqa: PT012
         size[0] = 900
         __import__("time").sleep(0.1)
         size[0] = 100
