@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, isnan
 from typing import Final
 
 from ..records.check import Record
@@ -76,7 +77,7 @@ def _agrees(reading: GenerationReading, tolerance: float) -> Record:
     far = [i for i, error in enumerate(agreement.relative_errors) if not error <= tolerance]
     errors = agreement.relative_errors
     good = bool(errors) and not far and not agreement.differing_tokens
-    worst = max(errors, key=lambda error: float("inf") if error != error else error, default=None)
+    worst = max(errors, key=lambda error: inf if isnan(error) else error, default=None)
     reason = ""
     if far:
         reason = (

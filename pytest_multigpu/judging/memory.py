@@ -93,7 +93,7 @@ def judge_peaks(
 
 
 def _holds(device: DevicePlan, plan: Plan) -> bool:
-    return bool(device.weights_bytes) or device.device == "cpu" and len(plan.devices) == 1
+    return bool(device.weights_bytes) or (device.device == "cpu" and len(plan.devices) == 1)
 
 
 def _host(phase: str, device: DevicePlan, used: int | None) -> Record:

@@ -124,7 +124,7 @@ def _cause(
 
 def _offloaded(placement: Placement) -> bool:
     homes = {d.device.partition(":")[0] for d in placement.devices if d.parameters}
-    return "cuda" in homes and len(homes) > 1 or bool(homes & {"meta", "disk"})
+    return ("cuda" in homes and len(homes) > 1) or bool(homes & {"meta", "disk"})
 
 
 def _unknown(name: str, reason: str) -> Record:

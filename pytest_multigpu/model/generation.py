@@ -53,7 +53,8 @@ def read_generation(
     agreement = compare(first_logits, uncached[len(ids) - 1 :], tolerance)
     cudnn, without = None, None
     if loaded.cuda_devices:
-        cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+        backends: Any = torch.backends.cuda  # partly untyped
+        cudnn = bool(backends.cudnn_sdp_enabled())
         if cudnn and _slow(first, repeat):
             with without_cudnn_attention():
                 # Lengths that no pass has met; the last ids again keep the prompt plausible.
@@ -137,12 +138,13 @@ def without_cudnn_attention() -> Iterator[None]:
     """Switch cuDNN attention off, and back to what it was."""
     import torch
 
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    backends: Any = torch.backends.cuda  # partly untyped
+    before = backends.cudnn_sdp_enabled()
+    backends.enable_cudnn_sdp(False)
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        backends.enable_cudnn_sdp(before)
 
 
 class _Clock:

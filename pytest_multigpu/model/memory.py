@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import threading
 import time
 import weakref
@@ -172,8 +173,9 @@ def give_back() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    cuda: Any = torch.cuda  # partly untyped
+    if cuda.is_available() and cuda.is_initialized():
+        cuda.empty_cache()
 
 
 class _Sampler:
@@ -234,7 +236,8 @@ def _allocated(device: str, used: int | None) -> int:
     import torch
 
     # 0 while CUDA is not initialised: then this process has nothing there.
-    return int(torch.cuda.memory_allocated(_index(device))) if torch.cuda.is_initialized() else 0
+    cuda: Any = torch.cuda  # partly untyped
+    return int(cuda.memory_allocated(_index(device))) if cuda.is_initialized() else 0
 
 
 def _index(device: str) -> int:
@@ -254,7 +257,7 @@ def _cuda_ready() -> bool:
 
 def _resident_bytes() -> int | None:
     try:
-        import psutil  # accelerate brings it
+        psutil: Any = importlib.import_module("psutil")  # accelerate brings it
     except ImportError:
         return None
     return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,268 @@
+"""Verdicts at, under and over each limit, and their words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_multigpu.judging.distribution import judge_distribution
+from pytest_multigpu.judging.generation import CUDNN_REMEDY, judge_generation
+from pytest_multigpu.judging.memory import (
+    judge_peaks,
+    leak_limit_failures,
+    peak_limit_failures,
+    with_load,
+)
+from pytest_multigpu.judging.speed import floor_seconds, judge_speed
+from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.generation import Agreement, GenerationReading, Timing
+from pytest_multigpu.records.memory import Leftover
+from pytest_multigpu.records.model import DevicePlacement, PeakReading, PhasePeaks, Placement
+from pytest_multigpu.records.plan import Architecture, Block, DevicePlan, Peaks, Plan, Tier
+from pytest_multigpu.units import GIB, MIB
+
+
+def architecture(tier: Tier = "16bit") -> Architecture:
+    blocks = tuple(
+        Block(name=f"model.layers.{i}", kind="layer", layer=i, parameters=100) for i in range(4)
+    )
+    return Architecture(
+        model="m", model_class="M", tier=tier, dtype="bfloat16", blocks=blocks, hidden_size=8,
+        intermediate_size=8, layers=4, heads=1, kv_heads=1, head_dim=8, vocab_size=8,
+    )  # fmt: skip
+
+
+def placement(*places: int | str) -> Placement:
+    names = [f"cuda:{p}" if isinstance(p, int) else p for p in places]
+    return Placement(
+        devices=tuple(
+            DevicePlacement(
+                device=name,
+                parameters=100 * names.count(name),
+                weights_bytes=200 * names.count(name),
+                layers=tuple(i for i, other in enumerate(names) if other == name),
+            )
+            for name in sorted(set(names))
+        ),
+        device_map={f"model.layers.{i}": place for i, place in enumerate(places)},
+    )
+
+
+def plan(*places: int | str, devices: tuple[DevicePlan, ...] = ()) -> Plan:
+    return Plan(
+        architecture=architecture(), weights="synthetic", placement="auto", context_tokens=64,
+        batch=1, fits=True, devices=devices,
+        device_map={f"model.layers.{i}": place for i, place in enumerate(places)},
+    )  # fmt: skip
+
+
+def by_name(records: list[Record]) -> dict[str, Record]:
+    return {record.name: record for record in records}
+
+
+def test_a_model_as_planned_passes() -> None:
+    records = judge_distribution(placement(0, 0, 1, 1), architecture(), plan(0, 0, 1, 1), visible=2)
+    assert {record.outcome for record in records} == {"passed"}
+    assert records[0].measured == "0.00 B parameters, layers 0-1, 400 B"
+
+
+def test_offloaded_layers_are_named() -> None:
+    record = by_name(
+        judge_distribution(
+            placement(0, 0, "cpu", "disk"), architecture(), plan(0, 0, "cpu", "disk"), visible=1
+        )
+    )["nothing offloaded"]
+    assert record.outcome == "failed"
+    assert record.reason == "not on the GPUs: model.layers.2 on cpu, model.layers.3 on disk"
+
+
+def test_another_place_than_planned_is_named() -> None:
+    record = by_name(
+        judge_distribution(placement(0, 1, 1, 1), architecture(), plan(0, 0, 1, 1), visible=2)
+    )["placement as planned"]
+    assert record.outcome == "failed"
+    assert record.reason == "model.layers.1 on GPU 1, planned GPU 0"
+
+
+@pytest.mark.parametrize(("visible", "outcome"), [(1, "passed"), (2, "warned")])
+def test_one_gpu_of_several_is_worth_a_word(visible: int, outcome: str) -> None:
+    record = by_name(
+        judge_distribution(placement(0, 0, 0, 0), architecture(), plan(0, 0, 0, 0), visible=visible)
+    )["spread over GPUs"]
+    assert record.outcome == outcome
+
+
+def test_a_missing_parameter_fails() -> None:
+    record = by_name(
+        judge_distribution(placement(0, 0, 0), architecture(), plan(0, 0, 0, 0), visible=1)
+    )["total parameters"]
+    assert (record.outcome, record.reason) == ("failed", "m has 400 parameters, 300 were found")
+
+
+def timing(step: float, waiting: float = 0.5) -> Timing:
+    return Timing(
+        prefill_seconds=0.5, decode_seconds=(step,) * 4, waiting_seconds=(step * waiting,) * 4
+    )
+
+
+GOOD = GenerationReading(
+    prompt_tokens=10, first_tokens=(1, 2), second_tokens=(1, 2), nonfinite_positions=(),
+    positions=11, agreement=Agreement(relative_errors=(0.1, 0.2), clear_tokens=1,
+    differing_tokens=0), first=timing(0.1), repeat=timing(0.1), cudnn_attention=True,
+)  # fmt: skip
+
+
+def test_generation_at_the_limit_passes_and_over_it_fails() -> None:
+    assert {r.outcome for r in judge_generation(GOOD, 0.2)} == {"passed"}
+    assert by_name(judge_generation(GOOD, 0.19))["cached equals uncached"].reason == (
+        "the logits of 1 of 2 tokens differ from an uncached forward by more than 0.19 of their "
+        "spread, first at new token 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "reason"),
+    [
+        (
+            {"second_tokens": (1, 3)},
+            "greedy twice",
+            "two greedy generations of the same prompt differ at token 2",
+        ),
+        ({"nonfinite_positions": (4,)}, "finite logits", "NaN or infinity at 1 positions, first 4"),
+        ({"positions": 0}, "finite logits", "no position was looked at"),
+        (
+            {"agreement": Agreement(relative_errors=(), clear_tokens=0, differing_tokens=0)},
+            "cached equals uncached",
+            "no token was compared",
+        ),
+    ],
+)
+def test_each_fault_has_its_reason(change: dict[str, object], name: str, reason: str) -> None:
+    record = by_name(judge_generation(replace(GOOD, **change), 0.3))[name]  # type: ignore[arg-type]
+    assert (record.outcome, record.reason) == ("failed", reason)
+
+
+def test_not_a_number_is_not_agreement() -> None:
+    nan = Agreement(relative_errors=(float("nan"),), clear_tokens=0, differing_tokens=0)
+    record = by_name(judge_generation(replace(GOOD, agreement=nan), 0.3))["cached equals uncached"]
+    assert record.outcome == "failed"
+
+
+def test_the_attention_plan_trap_prints_both_speeds_and_the_remedy() -> None:
+    trap = replace(GOOD, first=timing(0.215), repeat=timing(0.072), without_cudnn=timing(0.073))
+    record = by_name(judge_generation(trap, 0.3))["speed at new lengths"]
+    assert record.outcome == "warned"
+    assert record.remedy == CUDNN_REMEDY == "torch.backends.cuda.enable_cudnn_sdp(False)"
+    assert record.measured == (
+        "215.0 ms/token first, 72.0 ms/token repeated, 73.0 ms/token first with cuDNN attention off"
+    )
+    unmended = replace(trap, without_cudnn=timing(0.2))
+    assert (
+        by_name(judge_generation(unmended, 0.3))["speed at new lengths"].reason
+        == "decode is 3.0 times slower at lengths not met before; "
+        "cuDNN attention is not the cause"
+    )
+
+
+def test_floor_of_a_70b_on_h100s() -> None:
+    whole = Placement(
+        devices=tuple(
+            DevicePlacement(device=f"cuda:{i}", parameters=1, weights_bytes=141_107_412_992 // 4)
+            for i in range(4)
+        ),
+        device_map={},
+    )
+    floor = floor_seconds(whole, {f"cuda:{i}": 3.35e12 for i in range(4)})
+    assert floor is not None
+    assert 1 / floor == pytest.approx(23.7, abs=0.1)
+    assert floor_seconds(whole, {"cuda:0": 3.35e12}) is None
+
+
+def test_speed_tells_the_causes_apart() -> None:
+    here, fast = placement(0, 1, 1, 1), {"cuda:0": 1e4, "cuda:1": 1e4}
+
+    def decode(reading: GenerationReading, where: Placement = here, **more: list[str]) -> Record:
+        return by_name(judge_speed(reading, where, fast, **more))["decode speed"]
+
+    bound = replace(GOOD, repeat=timing(0.1, waiting=0.05))
+    assert (decode(GOOD).outcome, decode(GOOD).reason, decode(GOOD).measured) == ("passed", "", 10)
+    assert decode(bound).reason == "CPU-bound: the GPUs keep up with Python for 95% of a step"
+    assert decode(bound, throttled=["GPU 1"]).reason == "throttled: GPU 1"
+    assert decode(GOOD, slow_links=["GPU 0 -> GPU 1"]).reason == "slow link: GPU 0 -> GPU 1"
+    offloaded = decode(GOOD, placement(0, 0, 0, "cpu"))
+    assert offloaded.outcome == "warned"
+    floor = by_name(judge_speed(GOOD, here, fast))["decode beside the bandwidth floor"]
+    assert floor.measured == "10.0 tokens/s, 80% of it"
+    unknown = by_name(judge_speed(GOOD, here, {}))["decode beside the bandwidth floor"]
+    assert unknown.outcome == "unknown"
+
+
+def peaks(used: int | None, allocated: int = 0, reserved: int = 0, phase: str = "decode"):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    return PhasePeaks(
+        phase=phase,
+        readings=(
+            PeakReading(
+                device="cuda:1", allocated_bytes=allocated, reserved_bytes=reserved, used_bytes=used
+            ),
+        ),
+    )
+
+
+def test_peak_limit_at_under_and_over() -> None:
+    limit = 36 * GIB
+    assert peak_limit_failures(peaks(None, limit), limit) == []
+    assert peak_limit_failures(peaks(None, limit + 1), limit) == [
+        "GPU 1 peaked at 38,654,705,665 B; gpu_peak_limit is 38,654,705,664 B"
+    ]
+    assert peak_limit_failures(peaks(None, round(37.2 * GIB)), limit) == [
+        "GPU 1 peaked at 37.2 GiB; gpu_peak_limit is 36.0 GiB"
+    ]
+
+
+def test_leak_limit_at_and_over() -> None:
+    left = Leftover(device="cuda:0", before_bytes=5, after_bytes=5 + 64 * MIB)
+    assert leak_limit_failures([left], 64 * MIB) == []
+    more = replace(left, after_bytes=5 + 80 * MIB, used_before_bytes=0, used_after_bytes=82 * MIB)
+    assert leak_limit_failures([more], 64 * MIB) == [
+        "GPU 0 was left with 80.0 MiB more than before; gpu_leak_limit is 64.0 MiB "
+        "(NVML: 82.0 MiB more in use)"
+    ]
+
+
+GPU1 = DevicePlan(
+    device="cuda:1", layers=(0, 3), weights_bytes=1, kv_bytes=0, activation_bytes=0,
+    reserve_bytes=0, peak_bytes=10 * GIB, limit_bytes=20 * GIB, peaks=Peaks(decode_bytes=10 * GIB),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("used", "outcome"),
+    [
+        (None, "unknown"),
+        (10 * GIB + 256 * MIB, "passed"),
+        (10 * GIB - 256 * MIB, "passed"),
+        (10 * GIB + 256 * MIB + 1, "warned"),
+        (20 * GIB, "warned"),
+        (20 * GIB + 1, "failed"),
+    ],
+)
+def test_peaks_beside_prediction_and_limit(used: int | None, outcome: str) -> None:
+    (record,) = judge_peaks([peaks(used)], plan(devices=(GPU1,)))
+    assert record.outcome == outcome
+
+
+def test_other_processes_are_not_ours() -> None:
+    (record,) = judge_peaks([peaks(15 * GIB)], plan(devices=(GPU1,)), others={"cuda:1": 5 * GIB})
+    assert (record.outcome, record.measured) == ("passed", 10 * GIB)
+
+
+def test_a_gpu_without_a_reading_is_unknown_and_so_is_nothing_at_all() -> None:
+    (record,) = judge_peaks([PhasePeaks(phase="decode")], plan(devices=(GPU1,)))
+    assert record.outcome == "unknown"
+    assert judge_peaks([], plan(devices=(GPU1,)))[0].outcome == "unknown"
+
+
+def test_load_is_shown_as_nvml_would() -> None:
+    load = with_load(peaks(None, 2, 10, phase="load"), [peaks(9, 0, 4), peaks(8, 0, 5)])
+    assert load.readings[0].used_bytes == 13

@@ -1,0 +1,184 @@
+"""Generation and memory on the built-in model, for real, on the CPU; faults planted."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pytest_multigpu.judging.distribution import judge_distribution
+from pytest_multigpu.judging.generation import judge_generation, tolerance_for
+from pytest_multigpu.model import memory
+from pytest_multigpu.model.generation import read_generation, without_cudnn_attention
+from pytest_multigpu.model.loaded import LoadedModel, release
+from pytest_multigpu.model.loading import load_model
+from pytest_multigpu.model.memory import LeakMeter, PeakMeter
+from pytest_multigpu.model.peaks import measure_phases
+from pytest_multigpu.records.generation import GenerationReading
+from pytest_multigpu.units import MIB
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tiny(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
+    loaded = load_model(
+        "tiny-llama", tier="cpu", dtype=request.param, device_map={"": "cpu"}, weights="synthetic"
+    )
+    yield loaded
+    release(loaded)
+
+
+def outcomes(reading: GenerationReading, loaded: LoadedModel) -> dict[str, str]:
+    tolerance = tolerance_for(loaded.architecture.tier, loaded.architecture.dtype)
+    return {record.name: record.outcome for record in judge_generation(reading, tolerance)}
+
+
+def test_a_healthy_model_passes_and_every_token_is_timed(tiny: LoadedModel) -> None:
+    reading = read_generation(tiny, new_tokens=5)
+    assert set(outcomes(reading, tiny).values()) == {"passed"}
+    assert len(reading.first_tokens) == 5
+    assert len(reading.first.decode_seconds) == len(reading.first.waiting_seconds) == 4
+    assert reading.positions == reading.prompt_tokens + 4
+    assert reading.cudnn_attention is None
+
+
+def test_a_cache_that_loses_its_order_is_found(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.cache_utils import DynamicLayer
+
+    real = DynamicLayer.update
+
+    def update(self: Any, keys: Any, values: Any, *args: Any, **more: Any) -> Any:
+        keys, values = real(self, keys, values, *args, **more)
+        return keys, values.roll(1, dims=-2)
+
+    monkeypatch.setattr(DynamicLayer, "update", update)
+    assert outcomes(read_generation(tiny), tiny)["cached equals uncached"] == "failed"
+
+
+def test_zeroed_cache_is_found(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.cache_utils import DynamicLayer
+
+    real = DynamicLayer.update
+
+    def update(self: Any, keys: Any, values: Any, *args: Any, **more: Any) -> Any:
+        keys, values = real(self, keys, values, *args, **more)
+        if keys.shape[-2] > 10:
+            values = values.clone()
+            values[..., :-1, :] = 0
+        return keys, values
+
+    monkeypatch.setattr(DynamicLayer, "update", update)
+    assert outcomes(read_generation(tiny), tiny)["cached equals uncached"] == "failed"
+
+
+def test_nan_weights_are_found_and_never_pass(tiny: LoadedModel) -> None:
+    import torch
+
+    weight = tiny.decoder_layers[3].mlp.down_proj.weight
+    kept = weight[0].clone()
+    with torch.no_grad():
+        weight[0] = float("nan")
+    try:
+        found = outcomes(read_generation(tiny, new_tokens=3), tiny)
+    finally:
+        with torch.no_grad():
+            weight[0] = kept
+    assert found["finite logits"] == found["cached equals uncached"] == "failed"
+
+
+def test_the_whole_model_on_the_host_is_right_in_the_cpu_tier(tiny: LoadedModel) -> None:
+    records = judge_distribution(tiny.placement, tiny.architecture, None, visible=0)
+    assert {r.name: r.outcome for r in records} == {
+        "parameters and layers": "passed",
+        "nothing offloaded": "passed",
+        "total parameters": "passed",
+        "placement as planned": "unknown",
+    }
+
+
+def test_phases_are_measured_in_the_plans_order(tiny: LoadedModel) -> None:
+    meter = PeakMeter(("cpu",))
+    phases = measure_phases(tiny, meter, context_tokens=40, batch=2)
+    assert [phase.phase for phase in phases] == ["probe", "prefill", "decode"]
+    assert meter.phases == list(phases)
+    assert all((phase.readings[0].used_bytes or 0) > 10 * MIB for phase in phases)
+    assert all(not layer._forward_hooks for layer in tiny.decoder_layers)
+
+
+def test_the_setting_comes_back_after_a_failure() -> None:
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(KeyError), without_cudnn_attention():  # noqa: PT012
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        raise KeyError
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before
+
+
+def test_a_peak_that_comes_and_goes_is_seen_also_when_the_phase_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = [100]
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: size[0])
+    monkeypatch.setattr(memory, "INTERVAL_SECONDS", 0.001)
+    meter = PeakMeter(("cpu",))
+    with pytest.raises(KeyError), meter.measure("spike"):  # noqa: PT012
+        size[0] = 900
+        __import__("time").sleep(0.1)
+        size[0] = 100
+        raise KeyError
+    assert meter.phases[0].readings[0].used_bytes == 900
+
+
+def test_leftover_is_the_least_of_several_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([50, 40, 45, 90, 70, 80])
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: next(readings))
+    (left,) = LeakMeter(("cpu",)).leftover()
+    assert (left.before_bytes, left.after_bytes, left.left_bytes) == (40, 70, 30)
+
+
+class FakeNvmlError(Exception):
+    pass
+
+
+def fake_nvml(used: dict[str, int]) -> Any:
+    def handle(uuid: str) -> str:
+        if uuid not in used:
+            raise FakeNvmlError
+        return uuid
+
+    nvml: Any = types.ModuleType("pynvml")
+    nvml.NVMLError, nvml.nvmlMemory_v2 = FakeNvmlError, 7
+    nvml.nvmlInit = nvml.nvmlShutdown = lambda: None
+    nvml.nvmlDeviceGetHandleByUUID = handle
+    nvml.nvmlDeviceGetMemoryInfo = lambda h, version: types.SimpleNamespace(used=used[h])
+    return nvml
+
+
+def test_cuda_index_meets_nvml_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    uuids = {0: "bbb", 1: "aaa", 2: "lost"}
+    peaks = {0: (5, 6), 1: (7, 8), 2: (1, 2)}
+    reset: list[int] = []
+    cuda = torch.cuda
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml({"GPU-aaa": 11, "GPU-bbb": 22}))
+    monkeypatch.setattr(memory, "_cuda_ready", lambda: True)
+    monkeypatch.setattr(
+        cuda, "get_device_properties", lambda i: types.SimpleNamespace(uuid=uuids[i])
+    )
+    monkeypatch.setattr(cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(cuda, "max_memory_allocated", lambda i: peaks[i][0])
+    monkeypatch.setattr(cuda, "max_memory_reserved", lambda i: peaks[i][1])
+    meter = PeakMeter(("cuda:0", "cuda:1", "cuda:2"))
+    with meter.measure("decode") as measured:
+        pass
+    assert reset == [0, 1, 2]
+    assert [
+        (r.device, r.allocated_bytes, r.reserved_bytes, r.used_bytes)
+        for r in measured.peaks.readings
+    ] == [("cuda:0", 5, 6, 22), ("cuda:1", 7, 8, 11), ("cuda:2", 1, 2, None)]
