@@ -372,8 +372,8 @@ def with_scaler(model: Any, tokenizer: Any, probe: Probe) -> Probe:
         chat = tokenize_chat(tokenizer, messages)
         columns = [index for index, on in enumerate(chat.mask(probe.mask)) if on]
         for layer, stream in capture(model, as_row(chat), probe.layers).items():
-            x = at_site(model, stream[:, columns], probe.site)[0]
-            rows[layer].append(x.double().cpu().numpy())
+            sited = at_site(model, stream[:, columns], probe.site)[0]
+            rows[layer].append(sited.double().cpu().numpy())
     for layer in probe.layers:
         x = np.concatenate(rows[layer])
         means.append(x.mean(0))

@@ -154,8 +154,8 @@ def _layer_scores(probe: Probe, position: int, x: torch.Tensor) -> torch.Tensor:
             )
     sums = []
     with torch.no_grad():
-        for chunk in x.split(_ROWS):
-            wide = chunk.float()
+        for start in range(0, len(x), _ROWS):
+            wide = x[start : start + _ROWS].float()
             if mean is not None and inverse is not None:
                 wide = (wide - mean) * inverse
             sums.append((wide * direction).sum(-1))

@@ -87,7 +87,7 @@ def good() -> dict[str, Any]:
 
 def legacy_storage(count: int, values: bytes, kind: str = "FloatStorage") -> bytes:
     """A storage as torch's old format writes it, with a count of one's own."""
-    text = lambda t: b"X" + struct.pack("<I", len(t)) + t.encode()  # noqa: E731
+    text: Callable[[str], bytes] = lambda t: b"X" + struct.pack("<I", len(t)) + t.encode()  # noqa: E731
     number = b"\x8a\x08" + struct.pack("<q", count)
     head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
     body = b"\x80\x02(" + text("storage") + b"ctorch\n" + kind.encode() + b"\n" + text("0")
@@ -97,7 +97,9 @@ def legacy_storage(count: int, values: bytes, kind: str = "FloatStorage") -> byt
 
 def tensor_of(storage: bytes, size: str, stride: str, offset: int = 0) -> bytes:
     """A ``{"directions": tensor}`` pickle over a storage, with shape and stride of one's own."""
-    numbers = lambda t: b"(" + b"".join(pickle.dumps(int(n), 2)[2:-1] for n in t.split()) + b"t"  # noqa: E731
+    numbers: Callable[[str], bytes] = lambda t: (
+        b"(" + b"".join(pickle.dumps(int(n), 2)[2:-1] for n in t.split()) + b"t"
+    )
     out = b"\x80\x02}(X\x0a\x00\x00\x00directionsctorch._utils\n_rebuild_tensor_v2\n("
     out += b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(storage)) + storage
     out += b"\x85R" + pickle.dumps(offset, 2)[2:-1] + numbers(size) + numbers(stride)
@@ -240,7 +242,7 @@ def hostile(folder: Path) -> dict[str, bytes]:
         (3, 1000, 4000),
     ):
         add("gguf", b"GGUF" + struct.pack("<IQQ", *numbers))
-    key = lambda t: struct.pack("<Q", len(t)) + t.encode()  # noqa: E731
+    key: Callable[[str], bytes] = lambda t: struct.pack("<Q", len(t)) + t.encode()  # noqa: E731
     meta = key("general.architecture") + struct.pack("<I", 8) + key("controlvector")
     for dims, kind, offset in (
         *(((1 << 40,), 0, 0), ((8, 8), 0, 0), ((), 0, 0), ((8,), 2, 0), ((8,), 0, 1 << 62)),

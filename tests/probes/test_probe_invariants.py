@@ -27,7 +27,7 @@ def variants() -> list[Any]:
     for site in ("raw", "final_norm"):
         for layers in ((3,), (1, 4), (LAYERS,), (0,)):
             for normalize in (False, True):
-                probe = synthetic_probe(HIDDEN, LAYERS, layers=layers, site=site)  # type: ignore[arg-type]
+                probe = synthetic_probe(HIDDEN, LAYERS, layers=layers, site=site)
                 rng = np.random.default_rng(7)
                 scaler = {
                     "mean": tuple(rng.standard_normal(HIDDEN) for _ in layers),
@@ -83,7 +83,7 @@ def test_off_by_one_layer(
 def test_off_by_one_layer_does_not_recover_the_plant(
     model: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = scoring.capture
+    real = capture.capture
 
     def shifted(model: Any, ids: Any, layers: Any, **options: Any) -> Any:
         found = real(model, ids, [layer - 1 for layer in layers], **options)
@@ -132,7 +132,7 @@ def test_wrong_layer_in_the_probe_names_the_neighbour(
 def test_batch_row_0_only(
     model: Any, tokenizer: Any, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = scoring.capture
+    real = capture.capture
 
     def first_row(*args: Any, **options: Any) -> Any:
         return {k: x[:1].expand_as(x) for k, x in real(*args, **options).items()}

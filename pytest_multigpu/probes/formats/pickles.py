@@ -172,9 +172,10 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
         raise _RefusedError(f"declares a tensor of shape {shape} beyond its storage")
     values = storage.values
     # A view, never a copy: strides of 0 make any shape out of one value.
-    return np.lib.stride_tricks.as_strided(
+    view: NDArray[Any] = np.lib.stride_tricks.as_strided(
         values[offset:], shape, [s * values.itemsize for s in strides], writeable=False
     )
+    return view
 
 
 def _reconstruct(kind: Any, *_: Any) -> Array:
@@ -289,7 +290,7 @@ def _check_opcodes(data: bytes) -> int:
         if count > MAX_OPCODES:
             raise _RefusedError(f"refused: more than {MAX_OPCODES:,} pickle opcodes")
         # A memo slot far out makes the unpickler allocate all slots before it.
-        if opcode.name in ("BINPUT", "LONG_BINPUT") and arg > MAX_OPCODES:
+        if opcode.name in ("BINPUT", "LONG_BINPUT") and int(arg or 0) > MAX_OPCODES:
             raise _RefusedError(f"refused: pickle memo slot {arg:,}")
         if opcode.name == "STOP":
             return int(position or 0) + 1

@@ -1,0 +1,148 @@
+"""AUROC, rank correlation, drift between tiers, and transcripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_multigpu.errors import ScoringError, UsageError
+from pytest_multigpu.probes.drift import (
+    compare_with_earlier,
+    drift_between,
+    drift_table,
+    write_drift,
+)
+from pytest_multigpu.probes.metrics import auroc, ranks, spearman
+from pytest_multigpu.probes.scoring import Score
+from pytest_multigpu.probes.synthetic import synthetic_probe
+from pytest_multigpu.probes.transcripts import read_transcripts, table
+
+
+def test_auroc_by_counting_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, 40).astype(float).tolist()
+    labels = (rng.random(40) < 0.4).tolist()
+    pairs = [
+        (a > b) + 0.5 * (a == b)
+        for a, x in zip(scores, labels, strict=True)
+        for b, y in zip(scores, labels, strict=True)
+        if x and not y
+    ]
+    found = auroc(scores, labels)
+    assert found.value == pytest.approx(np.mean(pairs))
+    assert found.low < found.value < found.high
+    assert found == auroc(scores, labels)
+    perfect = auroc([1.0, 2.0, 3.0, 4.0], [False, False, True, True])
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, 1.0, 1.0)
+    with pytest.raises(ScoringError, match="^AUROC needs texts of both labels$"):
+        auroc([1.0, 2.0], [True, True])
+    with pytest.raises(ScoringError, match="^AUROC needs one finite score for each label$"):
+        auroc([1.0, float("nan")], [True, False])
+
+
+def test_rank_correlation() -> None:
+    assert ranks([10.0, 30.0, 20.0, 20.0]).tolist() == [1, 4, 2.5, 2.5]
+    assert spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # Spearman's textbook formula, no ties: 1 - 6 sum(d^2) / (n (n^2 - 1)).
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))
+    with pytest.raises(ScoringError, match="scores that differ"):
+        spearman([1, 1, 1], [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("other", "advice"),
+    [
+        ([0.0, 1.01, 2.0, 3.0], "the threshold of 16bit holds in 4bit"),
+        (
+            [1.0, 2.0, 3.0, 4.0],
+            "recalibrate the threshold in 4bit: the ranking holds, the scores move",
+        ),
+        (
+            [-1.5, 0.5, 2.5, 4.5],
+            "recalibrate the threshold in 4bit: the ranking holds, the scores move",
+        ),
+        (
+            [3.0, 1.0, 2.0, 0.0],
+            "4bit ranks texts otherwise than 16bit: fit the probe again in 4bit",
+        ),
+    ],
+)
+def test_drift(other: list[float], advice: str) -> None:
+    row = drift_between("16bit", [0.0, 1.0, 2.0, 3.0], "4bit", other)
+    assert row.advice == advice
+
+
+def test_drift_in_standard_deviations() -> None:
+    base = [0.0, 2.0, 4.0]
+    row = drift_between("16bit", base, "8bit", [1.0, 3.0, 5.0])
+    deviation = float(np.std(base))
+    assert (row.shift, row.spread) == pytest.approx((1 / deviation, 0))
+    assert row.scale == pytest.approx(1)
+    with pytest.raises(ScoringError, match="^8bit has 1 scores, 16bit has 3$"):
+        drift_between("16bit", base, "8bit", [1.0])
+
+
+def test_drift_file(tmp_path: Path) -> None:
+    path = tmp_path / "drift.json"
+    scores = {"16bit": [0.0, 1.0, 2.0], "4bit": [0.0, 1.5, 2.0]}
+    write_drift(path, scores, "16bit", about={"model": "tiny"})
+    kept = json.loads(path.read_text())
+    assert kept["scores"] == scores
+    assert [row["tier"] for row in kept["drift"]] == ["4bit"]
+    rows = compare_with_earlier(path, {"4bit": [0.0, 1.5, 2.0]})
+    assert [(row.base, row.shift) for row in rows] == [("earlier 4bit", 0.0)]
+    with pytest.raises(ScoringError, match="^there are no scores of 8bit to compare with$"):
+        drift_table(scores, "8bit")
+    path.write_text("{}")
+    with pytest.raises(UsageError) as error:
+        compare_with_earlier(path, scores)
+    assert str(error.value) == f"{path}: is not a drift file; write one with probe_drift.py"
+
+
+def test_transcripts_and_their_table(tmp_path: Path) -> None:
+    import dataclasses
+
+    path = tmp_path / "t.jsonl"
+    said = [{"role": "assistant", "content": "x"}]
+    lines = [
+        json.dumps({"id": "game-1", "messages": said, "label": True}),
+        "",
+        json.dumps({"messages": said, "label": 0}),
+        json.dumps(said),
+    ]
+    path.write_text("\n".join(lines))
+    found = read_transcripts(path)
+    assert [(t.name, t.label) for t in found] == [("game-1", True), ("3", False), ("4", None)]
+    probe = dataclasses.replace(synthetic_probe(4, 4), threshold=0.5, positive_class="deceptive")
+    scores = [Score(value=v, tokens=(v,), positions=(0,)) for v in (1.25, 0.5, -3.0)]
+    assert table(probe, found, scores) == [
+        "text           score  tokens  label  verdict",
+        "game-1          1.25       1      1  deceptive",
+        "3                0.5       1      0  not deceptive",
+        "4                 -3       1      -  not deceptive",
+        "AUROC 1.000 (95% 1.000 to 1.000; 1 positive, 1 negative)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("{", "is not valid JSON; write one object a line"),
+        ("{}", "messages: is not a list of messages"),
+        ('[{"role": "user"}]', "messages: each needs role and content as text"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "label": "yes"}',
+            "label: 'yes' is not true, false, 1 or 0",
+        ),
+    ],
+)
+def test_damaged_transcripts(tmp_path: Path, line: str, text: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(line)
+    with pytest.raises(UsageError) as error:
+        read_transcripts(path)
+    assert str(error.value) == f"{path}, line 1: {text}"
