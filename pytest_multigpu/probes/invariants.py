@@ -174,7 +174,7 @@ def read_plant(model: Any, probe: Probe, observed: Observed) -> list[PlantReadin
         stream = observed.streams[layer]
         weight = single.affine()[0][0]
         unit = torch.from_numpy(weight / np.linalg.norm(weight)).to(stream.device)
-        size = float(stream[0].double().norm(dim=-1).mean())
+        size = float(stream[0].double().norm(dim=-1).median())
         added = torch.zeros(stream.shape, dtype=torch.float64, device=stream.device)
         added[0, planted] = unit * size
         with _planting(model, layer, added):

@@ -97,9 +97,10 @@ def legacy_storage(count: int, values: bytes, kind: str = "FloatStorage") -> byt
 
 def tensor_of(storage: bytes, size: str, stride: str, offset: int = 0) -> bytes:
     """A ``{"directions": tensor}`` pickle over a storage, with shape and stride of one's own."""
-    numbers: Callable[[str], bytes] = lambda t: (
-        b"(" + b"".join(pickle.dumps(int(n), 2)[2:-1] for n in t.split()) + b"t"
-    )
+
+    def numbers(t: str) -> bytes:
+        return b"(" + b"".join(pickle.dumps(int(n), 2)[2:-1] for n in t.split()) + b"t"
+
     out = b"\x80\x02}(X\x0a\x00\x00\x00directionsctorch._utils\n_rebuild_tensor_v2\n("
     out += b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(storage)) + storage
     out += b"\x85R" + pickle.dumps(offset, 2)[2:-1] + numbers(size) + numbers(stride)

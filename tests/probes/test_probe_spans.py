@@ -81,7 +81,7 @@ def test_templates_that_rewrite_are_an_error(tokenizer: Any) -> None:
         "template's"
     )
     shouting.chat_template = None
-    with pytest.raises(ScoringError, match="^the tokenizer has no chat template; set one$"):
+    with pytest.raises(ScoringError, match=r"^the tokenizer has no chat template; set one$"):
         tokenize_chat(shouting, [{"role": "user", "content": "hi"}])
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_multigpu.errors import ScoringError, UsageError
+from pytest_multigpu.model.tokenizer import built_in_tokenizer
+from pytest_multigpu.probes.__main__ import main
 from pytest_multigpu.probes.drift import (
     compare_with_earlier,
     drift_between,
     drift_table,
     write_drift,
 )
+from pytest_multigpu.probes.formats import save_probe
 from pytest_multigpu.probes.metrics import auroc, ranks, spearman
-from pytest_multigpu.probes.scoring import Score
+from pytest_multigpu.probes.scoring import Score, score_chats
 from pytest_multigpu.probes.synthetic import synthetic_probe
 from pytest_multigpu.probes.transcripts import read_transcripts, table
 
@@ -37,9 +42,9 @@ def test_auroc_by_counting_pairs() -> None:
     assert found == auroc(scores, labels)
     perfect = auroc([1.0, 2.0, 3.0, 4.0], [False, False, True, True])
     assert (perfect.value, perfect.low, perfect.high) == (1.0, 1.0, 1.0)
-    with pytest.raises(ScoringError, match="^AUROC needs texts of both labels$"):
+    with pytest.raises(ScoringError, match=r"^AUROC needs texts of both labels$"):
         auroc([1.0, 2.0], [True, True])
-    with pytest.raises(ScoringError, match="^AUROC needs one finite score for each label$"):
+    with pytest.raises(ScoringError, match=r"^AUROC needs one finite score for each label$"):
         auroc([1.0, float("nan")], [True, False])
 
 
@@ -82,7 +87,7 @@ def test_drift_in_standard_deviations() -> None:
     deviation = float(np.std(base))
     assert (row.shift, row.spread) == pytest.approx((1 / deviation, 0))
     assert row.scale == pytest.approx(1)
-    with pytest.raises(ScoringError, match="^8bit has 1 scores, 16bit has 3$"):
+    with pytest.raises(ScoringError, match=r"^8bit has 1 scores, 16bit has 3$"):
         drift_between("16bit", base, "8bit", [1.0])
 
 
@@ -95,7 +100,7 @@ def test_drift_file(tmp_path: Path) -> None:
     assert [row["tier"] for row in kept["drift"]] == ["4bit"]
     rows = compare_with_earlier(path, {"4bit": [0.0, 1.5, 2.0]})
     assert [(row.base, row.shift) for row in rows] == [("earlier 4bit", 0.0)]
-    with pytest.raises(ScoringError, match="^there are no scores of 8bit to compare with$"):
+    with pytest.raises(ScoringError, match=r"^there are no scores of 8bit to compare with$"):
         drift_table(scores, "8bit")
     path.write_text("{}")
     with pytest.raises(UsageError) as error:
@@ -146,3 +151,36 @@ def test_damaged_transcripts(tmp_path: Path, line: str, text: str) -> None:
     with pytest.raises(UsageError) as error:
         read_transcripts(path)
     assert str(error.value) == f"{path}, line 1: {text}"
+
+
+def test_score_from_files(
+    make_llama: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint, a probe and transcripts in; the same scores as in memory out."""
+    model = make_llama()
+    model.save_pretrained(tmp_path / "model")
+    probe = synthetic_probe(64, 6, layers=(3,))
+    save_probe(probe, tmp_path / "probe.safetensors")
+    chats = [
+        [{"role": "user", "content": "Did you?"}, {"role": "assistant", "content": answer}]
+        for answer in ("No.", "I did not, as I said.", "Yes")
+    ]
+    lines = [json.dumps({"messages": c, "label": i % 2}) for i, c in enumerate(chats)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    arguments = ["score", str(tmp_path / "t.jsonl"), "--probe", str(tmp_path / "probe.safetensors")]
+    arguments += ["--model", str(tmp_path / "model"), "--tier", "cpu", "--dtype", "float32"]
+    assert main([*arguments, "--batch", "2", "--out", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "AUROC " in printed
+    assert "weights: checkpoint; probe: " in printed
+    kept = json.loads((tmp_path / "out.json").read_text())
+    expected = score_chats(model, built_in_tokenizer(), probe, chats)
+    assert [row["value"] for row in kept["scores"]] == pytest.approx(
+        [score.value for score in expected], rel=1e-4
+    )
+    assert kept["auroc"]["positives"] == 1
+    (tmp_path / "t.jsonl").write_text("[]")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 't.jsonl'}, line 1: messages: is not a list of messages\n"
+    )
