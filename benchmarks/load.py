@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -92,11 +93,12 @@ def write_checkpoint(folder: Path, resolved: ResolvedModel) -> int:
     work: list[tuple[int, str, int]] = []
     descriptors = []
     for file_name, plan in zip(names, plans, strict=True):
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         places = {}
         for name in plan:
             size = 2 * torch.Size(shapes[name]).numel()
-            header[name] = {  # type: ignore[assignment]
+            header[name] = {
                 "dtype": "BF16",
                 "shape": list(shapes[name]),
                 "data_offsets": [offset, offset + size],
@@ -111,7 +113,11 @@ def write_checkpoint(folder: Path, resolved: ResolvedModel) -> int:
         os.ftruncate(descriptor, 8 + len(raw) + offset)
         os.pwrite(descriptor, len(raw).to_bytes(8, "little") + raw, 0)
         work += [(descriptor, name, 8 + len(raw) + places[name]) for name in plan]
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index = {
+        "metadata": {"total_size": sum(2 * torch.Size(shape).numel() for shape in shapes.values())},
+        "weight_map": weight_map,
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
     with SyntheticWeights(shapes, dict.fromkeys(shapes, torch.bfloat16), devices) as weights:
 
@@ -190,7 +196,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def one_load(
-    resolved: ResolvedModel, tier: str, places: dict[str, int | str], loader: str, weights: str
+    resolved: ResolvedModel, tier: str, places: dict[str, int | str], weights: str, loader: str
 ) -> dict[str, Any]:
     started = time.perf_counter()
     with HostMemory() as host:
@@ -232,10 +238,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "runs": of_loader,
         }
     if {"pytest-multigpu", "transformers"} <= result.keys():
-        ours, stock = (
-            result[name]["median_seconds"] for name in ("pytest-multigpu", "transformers")
-        )
-        result["stock_over_ours"] = stock / ours
+        stock, ours = result["transformers"], result["pytest-multigpu"]
+        result["stock_over_ours"] = stock["median_seconds"] / ours["median_seconds"]
     return result
 
 
@@ -324,7 +328,7 @@ def placed_jobs(folder: Path, places: dict[str, int | str]) -> list[ReadJob]:
 
 def read_bare(folder: Path, places: dict[str, int | str]) -> None:
     """This package's reader and nothing else: what loading can reach at best."""
-    held = []
+    held: list[Any] = []
     jobs = placed_jobs(folder, places)
     with ReadAhead(jobs) as reader:
         reader.start()
@@ -356,10 +360,12 @@ def read_host_only(folder: Path, _: dict[str, int | str]) -> None:
 
 def read_runai(folder: Path, places: dict[str, int | str]) -> None:
     os.environ.setdefault("RUNAI_STREAMER_CONCURRENCY", "16")
-    from runai_model_streamer import SafetensorsStreamer
+    from runai_model_streamer import (  # type: ignore[import-not-found,unused-ignore]
+        SafetensorsStreamer,
+    )
 
     where = {job.stored.name: job.device for job in placed_jobs(folder, places)}
-    held = []
+    held: list[Any] = []
     with SafetensorsStreamer() as streamer:
         streamer.stream_files([str(path) for path in sorted(folder.glob("*.safetensors"))])
         for name, tensor in streamer.get_tensors():
@@ -376,7 +382,7 @@ def read_fastsafetensors(folder: Path, places: dict[str, int | str]) -> None:
     for path in dict.fromkeys(job.stored.path for job in jobs):
         first = next(job for job in jobs if job.stored.path == path)
         files.setdefault(first.device, []).append(path)
-    held = []
+    held: list[Any] = []
 
     def read(item: tuple[Any, list[str]]) -> None:
         device, paths = item
@@ -486,14 +492,12 @@ def main() -> int:
         if options.json:  # what is known survives a run that is cut short
             options.json.write_text(json.dumps(result, indent=1, default=str))
 
-    one_load(resolved, options.tiers[0], places, "auto", "synthetic")  # imports and kernels
+    one_load(resolved, options.tiers[0], places, "synthetic", "auto")  # imports and kernels
     if options.synthetic_rounds:
         for tier in options.tiers:
             print(f"synthesised, {tier}", file=sys.stderr)
             rounds = {"pytest-multigpu": options.synthetic_rounds}
-            runs = alternate(
-                rounds, lambda loader, t=tier: one_load(resolved, t, places, loader, "synthetic")
-            )
+            runs = alternate(rounds, partial(one_load, resolved, tier, places, "synthetic"))
             record("synthesised", tier, summary(runs))
             if options.compare:
                 record("synthesised_equal", tier, compare(resolved, tier, places, "synthetic"))
@@ -522,9 +526,9 @@ def measure_all(
         if options.cold:
             drop_from_cache(folder)
 
-    def load(loader: str, tier: str) -> dict[str, Any]:
+    def load(tier: str, loader: str) -> dict[str, Any]:
         prepared()
-        return one_load(on_disk, tier, places, loader, "checkpoint")
+        return one_load(on_disk, tier, places, "checkpoint", loader)
 
     names = list(READERS) if options.readers else ["host only", "own reader"]
     for name in names:
@@ -547,7 +551,7 @@ def measure_all(
     for tier in options.tiers:
         print(f"checkpoint, {tier}", file=sys.stderr)
         rounds = {"pytest-multigpu": options.rounds, "transformers": options.stock_rounds}
-        runs = alternate(rounds, lambda loader, t=tier: load(loader, t))
+        runs = alternate(rounds, partial(load, tier))
         record("checkpoint", tier, summary(runs))
         if options.compare:
             record("checkpoint_equal", tier, compare(on_disk, tier, places, "checkpoint"))
