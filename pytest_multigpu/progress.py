@@ -35,13 +35,14 @@ class ProgressLine:
             self._last = now
             text = line(progress)
             if self._capture is None:
-                self._write(text, moving)
+                self._write(text, moving=moving, done=done)
             else:
                 with self._capture.global_and_fixture_disabled():
-                    self._write(text, moving)
+                    self._write(text, moving=moving, done=done)
 
-    def _write(self, text: str, moving: bool) -> None:
-        sys.stdout.write(f"\r{text}\x1b[K" if moving else f"\n{text}")
+    def _write(self, text: str, *, moving: bool, done: bool) -> None:
+        end = "\n" if done else ""
+        sys.stdout.write(f"\r{text}\x1b[K{end}" if moving else f"\n{text}{end}")
         sys.stdout.flush()
 
 
