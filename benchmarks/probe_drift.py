@@ -7,6 +7,8 @@ Without a checkpoint the weights are synthesised from the same seed in every tie
 from __future__ import annotations
 
 import argparse
+import hashlib
+import struct
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +64,12 @@ def main() -> None:
             scores[tier] = [score.value for score in found]
         finally:
             release(loaded)
-        print(f"{tier}: {len(scores[tier])} texts, {time.perf_counter() - start:.1f} s with load")
+        # Equal digests: equal to the bit, on other GPUs or over another number of them.
+        digest = hashlib.sha256(struct.pack(f"<{len(found)}d", *scores[tier])).hexdigest()[:16]
+        about[f"{tier} digest"] = digest
+        print(
+            f"{tier}: digest {digest}, {len(scores[tier])} texts, {time.perf_counter() - start:.1f} s with load"
+        )
     base = options.tiers[0]
     rows = drift_table(scores, base)
     if options.earlier is not None:

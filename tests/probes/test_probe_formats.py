@@ -83,8 +83,7 @@ def write(kind: str, folder: Path) -> Path:
         )
         torch.save(torch.nn.Linear(HIDDEN, rows).state_dict(), inside / "probe_head.bin")
         return inside
-    import gguf
-
+    gguf = pytest.importorskip("gguf", reason="writes the example with the format's own package")
     path = folder / "vector.gguf"
     writer = gguf.GGUFWriter(path, "controlvector")
     writer.add_string("controlvector.model_hint", "llama")
@@ -148,6 +147,9 @@ def test_what_each_format_says(tmp_path: Path) -> None:
     assert arrays.dtype == "float64"
     head = load_probe(write("head", tmp_path))
     assert (head.layers, head.site, head.format) == ((5,), "raw", "linear-head")
+
+
+def test_what_a_control_vector_says(tmp_path: Path) -> None:
     vector = load_probe(write("gguf", tmp_path))
     assert (vector.layers, vector.model, vector.bias) == ((2, 3), "llama", 0.0)
 

@@ -373,7 +373,22 @@ def examples() -> list[Callable[[Path], Path]]:
         torch.save({"weight": torch.ones(1, 8), "bias": torch.ones(1)}, inside / "probe.pt")
         return inside / "probe.pt"
 
-    return [apollo, arrays, native, head]
+    def control_vector(folder: Path) -> Path:
+        name = b"general.architecture"
+        meta = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, 13) + b"controlvector"
+        spec = struct.pack("<Q", 11) + b"direction.3" + struct.pack("<IQIQ", 1, 8, 0, 0)
+        start = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + meta + spec
+        padding = bytes(-len(start) % 32)
+        path = folder / "vector.gguf"
+        path.write_bytes(start + padding + np.arange(8, dtype="<f4").tobytes())
+        return path
+
+    return [apollo, arrays, native, head, control_vector]
+
+
+@pytest.mark.parametrize("make", examples(), ids=lambda make: make.__name__)
+def test_undamaged_examples_load(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    assert message_of(make(tmp_path)) is None
 
 
 @pytest.mark.parametrize("make", examples(), ids=lambda make: make.__name__)

@@ -328,13 +328,18 @@ def test_norm_copy_equals_the_models_own_under_a_dispatcher(model: Any, observed
     import copy
 
     import torch
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class SendsAway(ModelHook):  # type: ignore[misc]
+        """As of a norm on another GPU."""
+
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("the stream left its device")
 
     hooked = copy.deepcopy(model)
-    add_hook_to_module(hooked.model.norm, AlignDevicesHook(execution_device="cpu"))
-    # As for a norm on another GPU: its wrapper would send the stream away.
-    hooked.model.norm._hf_hook.execution_device = "meta"
-    assert hooked.model.norm(observed.streams[3]).device.type == "meta"
+    add_hook_to_module(hooked.model.norm, SendsAway())
+    with pytest.raises(AssertionError):
+        hooked.model.norm(observed.streams[3])
     found = capture.local_norm(hooked, torch.device("cpu"))(observed.streams[3])
     assert torch.equal(found, model.model.norm(observed.streams[3]))
 

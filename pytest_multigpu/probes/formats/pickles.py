@@ -142,10 +142,10 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
     shape = _shape(shape)
     kind = np.dtype(dtype.name)
     if math.prod(shape) * kind.itemsize != len(raw):
-        raise _RefusedError(
-            f"declares an array of shape {shape}, but holds {len(raw)} bytes for it"
-        )
-    return np.frombuffer(raw, dtype=kind).reshape(shape, order="F" if order == "F" else "C")
+        raise _RefusedError(f"declares an array of shape {shape}, but holds {len(raw)} bytes")
+    flat: NDArray[Any] = np.frombuffer(raw, dtype=kind)
+    shaped: NDArray[Any] = flat.reshape(shape, order="F" if order == "F" else "C")
+    return shaped
 
 
 def _shape(value: Any) -> tuple[int, ...]:
