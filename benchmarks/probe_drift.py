@@ -67,9 +67,8 @@ def main() -> None:
         # Equal digests: equal to the bit, on other GPUs or over another number of them.
         digest = hashlib.sha256(struct.pack(f"<{len(found)}d", *scores[tier])).hexdigest()[:16]
         about[f"{tier} digest"] = digest
-        print(
-            f"{tier}: digest {digest}, {len(scores[tier])} texts, {time.perf_counter() - start:.1f} s with load"
-        )
+        seconds = time.perf_counter() - start
+        print(f"{tier}: digest {digest}, {len(found)} texts, {seconds:.1f} s with load")
     base = options.tiers[0]
     rows = drift_table(scores, base)
     if options.earlier is not None:

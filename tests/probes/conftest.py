@@ -18,6 +18,8 @@ def tiny_llama(seed: int = 0, dtype: str = "float32") -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    # Threads cost more than such small matrices take, the more so beside other work.
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=HIDDEN,
