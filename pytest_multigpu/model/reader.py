@@ -95,7 +95,7 @@ class ReadAhead:
         largest = max((job.stored.size_bytes for job in jobs), default=0)
         self._chunk_bytes = max(1, min(chunk_bytes, largest))
         chunks = sum(-(-job.stored.size_bytes // self._chunk_bytes) for job in jobs)
-        self._threads_wanted = min(threads, chunks)
+        self._threads_wanted = min(threads, max(chunks, 1))
         self._slots = slots
         self._lock = threading.Condition()
         self._cursor = (0, 0)

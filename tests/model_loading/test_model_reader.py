@@ -220,3 +220,10 @@ def test_through_pinned_buffers_to_two_gpus(
     if quantised:  # two slots each, as large as the largest tensor there; zero bytes take none
         slots = [entry for entry in taken if entry[1]]
         assert slots == [(FakeDevice(0), 64)] * 2 + [(FakeDevice(1), 64)] * 2
+
+
+def test_only_empty_tensors(tmp_path: Path) -> None:
+    work = jobs(tmp_path, [0, 0])
+    with ReadAhead(work) as reader:
+        reader.start()
+        assert [reader.pending(job)[...].numel() for job in work] == [0, 0]
