@@ -5,7 +5,7 @@ Reads marks through :mod:`markers` and facts through the session; raises only us
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
@@ -62,7 +62,9 @@ def model_gate(session: GpuSession) -> Gate:
     if session.machine.problem is not None:
         return Gate(action="fail", text=f"the GPUs could not be asked: {session.machine.problem}")
     lacking = session.plans.why_no_model()
-    return RUN if lacking is None else _lacking(lacking, session)
+    if lacking is None:
+        return RUN
+    return replace(_lacking(lacking, session), shortfall=not session.plan.mendable)
 
 
 def _check_gate(needs: str, session: GpuSession) -> Gate:

@@ -160,7 +160,26 @@ class PlanBook:
         smaller = GPU_TIERS[GPU_TIERS.index(tier) + 1 :] if tier in GPU_TIERS else ()
         architectures = {name: self.architecture(name) for name in (tier, *smaller)}
         found = remedies(plan, self.machine, architectures=architectures)
-        return dataclasses.replace(plan, remedies=found or plan.remedies)
+        mendable = settings.placement != "balanced" and self._balanced_fits(architecture)
+        return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=mendable)
+
+    def _balanced_fits(self, architecture: Architecture) -> bool:
+        from .planning.partition import balanced
+        from .planning.peaks import predict
+
+        if not any(gpu.free_bytes > 0 for gpu in self.machine.visible_gpus):
+            return False
+        tokens, batch = self.settings.context, self.settings.batch
+        placed = balanced(architecture, self.machine, context_tokens=tokens, batch=batch)
+        return predict(
+            architecture,
+            placed,
+            self.machine,
+            context_tokens=tokens,
+            batch=batch,
+            weights=self.weights,
+            placement="balanced",
+        ).fits
 
     def _place(self, architecture: Architecture) -> tuple[DeviceMap, str | None]:
         """The device map of this tier, and why auto would refuse it."""

@@ -22,6 +22,7 @@ from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.json import ReportFile
 
+
 class RunLog:
     """Hears of every test; writes as the run goes; says READY or NOT READY at its end."""
 

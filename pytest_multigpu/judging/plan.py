@@ -15,7 +15,8 @@ DEFAULT_REMEDY = "pytest --gpu-plan shows what to rent or change"
 def judge_plan(plan: Plan) -> list[Record]:
     """One record for the whole plan, one for offloading, one for each GPU.
 
-    A plan that does not fit is a shortfall: the machine lacks what was asked for.
+    A plan that does not fit is a shortfall, the machine lacks what was asked for; unless another
+    placement fits.
     """
     remedy = plan.remedies[0] if plan.remedies else DEFAULT_REMEDY
     what = f"{plan.architecture.model} in {plan.architecture.tier}, {plan.placement} placement"
@@ -27,11 +28,11 @@ def judge_plan(plan: Plan) -> list[Record]:
             measured="fits" if plan.fits else "does not fit",
             reason="" if plan.fits else _first(plan.reasons, f"{what} does not fit"),
             remedy="" if plan.fits else remedy,
-            shortfall=not plan.fits,
+            shortfall=not plan.fits and not plan.mendable,
         ),
         _offloaded(plan, remedy),
     ]
-    records += [_device(device, remedy) for device in plan.devices if _is_gpu(device)]
+    records += [_device(device, plan, remedy) for device in plan.devices if _is_gpu(device)]
     records += [
         Record(name="unlike Llama", outcome="warned", reason=sentence)
         for sentence in plan.architecture.unknown
@@ -55,7 +56,7 @@ def judge_context(plan: Plan, largest: int) -> Record:
         if enough
         else f"{plan.context_tokens} tokens x {plan.batch} were asked for and {largest} fit",
         remedy="" if enough else _shorter(largest, plan),
-        shortfall=not enough,
+        shortfall=not enough and not plan.mendable,
     )
 
 
@@ -86,11 +87,11 @@ def _offloaded(plan: Plan, remedy: str) -> Record:
         unit="blocks",
         reason=f"the plan puts {listed} on cpu or disk" if count else "",
         remedy=remedy if count else "",
-        shortfall=bool(count),
+        shortfall=bool(count) and not plan.mendable,
     )
 
 
-def _device(device: DevicePlan, remedy: str) -> Record:
+def _device(device: DevicePlan, plan: Plan, remedy: str) -> Record:
     name = f"GPU {device.device.removeprefix('cuda:')}"
     over = device.peak_bytes - device.limit_bytes
     return Record(
@@ -102,7 +103,7 @@ def _device(device: DevicePlan, remedy: str) -> Record:
         device=name,
         reason=f"{name} lacks {gib(over)} of {gib(device.peak_bytes)}" if over > 0 else "",
         remedy=remedy if over > 0 else "",
-        shortfall=over > 0,
+        shortfall=over > 0 and not plan.mendable,
     )
 
 

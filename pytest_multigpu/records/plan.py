@@ -120,6 +120,8 @@ class Plan:
     fits: bool
     reasons: tuple[str, ...] = ()
     """Why it does not fit, the worst first: which GPU lacks how much, what spilled where."""
+    mendable: bool = False
+    """It does not fit, but another placement does: nothing needs to be rented."""
     remedies: tuple[str, ...] = ()
     """What to rent or change so that it fits."""
     devices: tuple[DevicePlan, ...] = ()
