@@ -182,6 +182,7 @@ def run(scenario: Scenario, label: str, out: Path) -> bool:
             env=os.environ | scenario.environ,
             capture_output=True,
             text=True,
+            check=False,
         )
         seconds = time.monotonic() - began
         last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]

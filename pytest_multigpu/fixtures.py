@@ -14,8 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from .model.loaded import LoadedModel
     from .model.memory import PeakMeter
-    from .probes.probe import Probe
     from .options import Settings
+    from .probes.probe import Probe
     from .records.health import GpuHealth
     from .records.machine import Machine
     from .records.plan import Plan
