@@ -36,18 +36,18 @@ class Costs:
 
 
 HOPPER = Costs(
-    hardware="NVIDIA H100 80GB HBM3",
+    hardware="NVIDIA H200",
     versions="torch 2.11, transformers 5.17, bitsandbytes 0.50.2, driver 580",
-    context_bytes=532 * MIB,
-    module_bytes=96 * MIB,
+    context_bytes=733 * MIB,
+    module_bytes=32 * MIB,
     workspace_bytes=32 * MIB,
     dequantise_above_tokens=16,
 )
 OTHER = Costs(
     hardware="any other GPU, not measured: Hopper's figures, the older cuBLAS workspace",
     versions=HOPPER.versions,
-    context_bytes=532 * MIB,
-    module_bytes=96 * MIB,
+    context_bytes=733 * MIB,
+    module_bytes=32 * MIB,
     workspace_bytes=8320 * 1024,
     dequantise_above_tokens=16,
 )
