@@ -13,6 +13,9 @@ from .records.progress import Progress
 _LINE_EVERY_S = 10.0
 """Between lines where there is no terminal, as in a CI log."""
 
+_WORTH_SHOWING = 10**9
+"""Bytes; less is loaded before anybody could read the line."""
+
 
 class ProgressLine:
     """Called by the loader from any thread. Writes past the capture to the real terminal."""
@@ -24,7 +27,8 @@ class ProgressLine:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        if self._reporter is None or self._reporter.verbosity < 0:
+        small = progress.bytes_total < _WORTH_SHOWING
+        if self._reporter is None or self._reporter.verbosity < 0 or small:
             return
         moving = self._reporter.isatty
         with self._lock:
