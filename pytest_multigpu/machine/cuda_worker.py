@@ -177,7 +177,7 @@ def _backend(devices: str, emitter: Emitter) -> Backend | None:
             if torch.version.cuda is None:
                 problem = f"torch {torch.__version__} was built without CUDA"
             else:
-                torch.cuda.init()  # type: ignore[no-untyped-call]
+                torch.cuda.init()
                 backend = CudaBackend()
         except Exception as error:
             # Whatever CUDA's start raises is the finding; the visibility check reports it.

@@ -8,8 +8,8 @@ import pytest
 
 from pytest_multigpu.judging.driver import judge_architectures, judge_driver
 from pytest_multigpu.judging.machine import judge_gpus
-from pytest_multigpu.judging.vram import HELD_LIMIT, judge_free_memory
 from pytest_multigpu.judging.visibility import judge_visibility
+from pytest_multigpu.judging.vram import HELD_LIMIT, judge_free_memory
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.health import FreeMemory, Holder
 from pytest_multigpu.records.machine import Gpu, Machine

@@ -38,7 +38,7 @@ def real_peak(layers: int, batch: int) -> int:
     alive: dict[int, int] = {}
     peak = 0
 
-    class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    class Count(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:

@@ -217,7 +217,7 @@ while True:
 def test_killed_while_writing_leaves_a_whole_report_that_names_the_check(tmp_path: Path) -> None:
     for i in range(5):
         folder = tmp_path / str(i)
-        code = _WRITER.format(tests=str(Path(__file__).parent), folder=str(folder))
+        code = _WRITER.format(tests=str(Path(__file__).parents[1] / "support"), folder=str(folder))
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert child.stdout is not None
         assert child.stdout.readline() == b"started\n"
