@@ -42,11 +42,11 @@ def main() -> None:
     parser.add_argument("--model", default="llama-3.3-70b")
     parser.add_argument("--tiers", nargs="+", default=["16bit", "8bit", "4bit"])
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device-map", default="auto", choices=["auto", "cpu"])
+    parser.add_argument("--device-map", default="auto", choices=["auto", "one", "cpu"])
     parser.add_argument("--probe")
     parser.add_argument("--earlier", type=Path)
     options = parser.parse_args()
-    placed = "auto" if options.device_map == "auto" else {"": "cpu"}
+    placed = {"one": {"": 0}, "cpu": {"": "cpu"}}.get(options.device_map, "auto")
     scores: dict[str, list[float]] = {}
     about: dict[str, object] = {"model": options.model, "dtype": options.dtype, "texts": 60}
     for tier in options.tiers:

@@ -51,11 +51,11 @@ def main() -> None:
     parser.add_argument("--model", default="llama-3.3-70b")
     parser.add_argument("--tier", default="16bit")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device-map", default="auto", choices=["auto", "cpu"])
+    parser.add_argument("--device-map", default="auto", choices=["auto", "one", "cpu"])
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    placed = "auto" if options.device_map == "auto" else {"": "cpu"}
+    placed = {"one": {"": 0}, "cpu": {"": "cpu"}}.get(options.device_map, "auto")
     loaded = load_model(options.model, tier=options.tier, dtype=options.dtype, device_map=placed)
     try:
         model, gpus = loaded.model, loaded.cuda_devices
