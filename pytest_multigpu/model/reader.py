@@ -11,6 +11,7 @@ Imports errors, units and the sibling index; torch in functions.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -151,6 +152,11 @@ class ReadAhead:
 
     def close(self) -> None:
         """Stop and join the threads, close the files, let go of every tensor."""
+        # An interrupt between taking the lock and entering its block leaves it with this thread,
+        # and the workers would wait for it for ever.
+        with contextlib.suppress(RuntimeError):
+            while True:
+                self._lock.release()
         with self._lock:
             self._stop = True
             self._lock.notify_all()
