@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport, Verdict
 
@@ -84,8 +86,12 @@ def _failures(checks: tuple[CheckResult, ...], *, strict: bool) -> list[tuple[in
 
 
 def sentence(record: Record) -> str:
-    """``<reason>; <remedy>``, or what was expected and measured where no reason is given."""
+    """``<GPU>: <reason>; <remedy>``, the GPU only where the reason does not name it; or what was
+    expected and measured where no reason is given."""
     text = record.reason.rstrip(". ")
+    device = re.sub(r"\bcuda:(\d+)", r"GPU \1", record.device)
+    if text and device.startswith("GPU ") and device not in text:
+        text = f"{device}: {text}"
     if not text:
         where = f" on {record.device}" if record.device else ""
         text = f"{record.name}{where}: expected {record.expected}, measured {record.measured}"

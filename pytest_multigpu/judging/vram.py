@@ -15,6 +15,9 @@ from .machine import label
 
 HELD_LIMIT = GIB
 """Memory in use before we start that is worth a word: a desktop's own stays below."""
+HELD_SHARE = 0.25
+"""Held memory above this share of a card fails, even where the plan fits around it: whoever holds
+that much is at work there, and may take the rest."""
 
 
 def judge_free_memory(
@@ -48,15 +51,19 @@ def lacks_memory(row: FreeMemory, need: int | None, *, plan_fits: bool) -> bool:
     usable = row.total_bytes - row.reserved_bytes
     if need is not None and need <= usable and row.free_bytes < need:
         return True
-    return not plan_fits and row.used_bytes > HELD_LIMIT
+    return row.used_bytes > (_most_held(row) if plan_fits else HELD_LIMIT)
 
 
 def wanted_bytes(row: FreeMemory, need: int | None) -> int:
     """The free bytes that are worth waiting for: the plan's, or all but what may be held."""
     usable = row.total_bytes - row.reserved_bytes
     if need is not None and need <= usable:
-        return need
+        return max(need, usable - _most_held(row))
     return max(0, usable - HELD_LIMIT)
+
+
+def _most_held(row: FreeMemory) -> int:
+    return max(HELD_LIMIT, int(HELD_SHARE * row.total_bytes))
 
 
 def _judge_free(

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_multigpu.checks.test_machine import test_free_vram as check_free_vram
 from pytest_multigpu.machine import nvml as module
-from pytest_multigpu.machine.fake import FakeNvml
+from pytest_multigpu.machine.fake import H100_BYTES, FakeNvml
 from pytest_multigpu.options import Settings
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.units import GIB
@@ -47,15 +47,31 @@ def test_a_free_machine_is_not_asked_again(fake: FakeNvml) -> None:
     assert "nvmlDeviceGetComputeRunningProcesses" not in fake.calls
 
 
-@pytest.mark.parametrize(("fits", "outcome"), [(True, "warned"), (False, "failed")])
-def test_a_process_that_holds_40_gib_on_gpu_2(fake: FakeNvml, fits: bool, outcome: str) -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_process_that_holds_40_gib_on_gpu_2(fake: FakeNvml, fits: bool) -> None:
     fake.gpus[2].used = HELD
     fake.gpus[2].processes = {4_000_000: HELD}
     records, asked = run(fake, {}, 30 * GIB, fits=fits)
-    assert [record.outcome for record in records] == ["passed", "passed", outcome, "passed"]
+    assert [record.outcome for record in records] == ["passed", "passed", "failed", "passed"]
     assert records[2].device == "GPU 2"
     assert records[2].reason.endswith("40.0 GiB held by a process (PID 4000000, 40.0 GiB)")
     assert asked == ["gpu_worker"]
+
+
+@pytest.mark.parametrize(
+    ("held", "outcome"),
+    [
+        (GIB, "passed"),
+        (GIB + 1, "warned"),
+        (H100_BYTES // 4, "warned"),
+        (H100_BYTES // 4 + 1, "failed"),
+    ],
+)
+def test_what_is_held_beside_a_plan_that_fits(fake: FakeNvml, held: int, outcome: str) -> None:
+    """Up to a quarter of the card it is said and no more."""
+    fake.gpus[2].used = held
+    records, _ = run(fake, {}, 30 * GIB, fits=True)
+    assert records[2].outcome == outcome
 
 
 def test_the_plan_counts_in_cuda_order(fake: FakeNvml) -> None:

@@ -1,0 +1,801 @@
+"""The faults that are planted on the CPU, and the runs without a fault.
+
+A fake machine with four H100s (``machine/fake.py``) and the worker on CPU stand-ins where GPUs are
+needed; the cpu tier's model where a model is. Planting is in ``tests/support/plant.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import fault_files as files
+from benchmarks.faults import Fault, Plant
+
+GIB = 1 << 30
+H100 = 85_520_809_984
+KILLED = 4_000_000
+"""A process id that is no process's."""
+MODEL = "--gpu-tier=cpu"
+MINE = "--gpu-tier=cpu -p no:randomly {folder}"
+
+
+def nvml(**options: Any) -> Plant:
+    return ("nvml", options)
+
+
+def worker(seconds: float | None = None, **fault: Any) -> tuple[Plant, ...]:
+    return (nvml(), ("worker", {"fault": fault, "seconds": seconds}))
+
+
+def gpu(index: int, **fields: Any) -> Plant:
+    return nvml(change={str(index): fields})
+
+
+def machine(name: str, reason: str, *plants: Plant, issue: int = 3, **more: Any) -> Fault:
+    return Fault(name=name, issue=issue, reason=reason, plants=plants or (nvml(),), **more)
+
+
+def visible(name: str, value: str, reason: str, **more: Any) -> Fault:
+    return machine(
+        f"CUDA_VISIBLE_DEVICES {name}", reason, env={"CUDA_VISIBLE_DEVICES": value}, **more
+    )
+
+
+def copy(name: str, reason: str, seconds: float | None = None, **more: Any) -> Fault:
+    fault = more.pop("fault")
+    return Fault(name=name, issue=3, reason=reason, plants=worker(seconds, **fault), **more)
+
+
+def model(name: str, reason: str, *plants: Plant, issue: int = 2, **more: Any) -> Fault:
+    args = f"{MODEL} {more.pop('args', '')}"
+    return Fault(name=name, issue=issue, reason=reason, plants=plants, args=args, **more)
+
+
+def probe(name: str, reason: str, *plants: Plant, **more: Any) -> Fault:
+    return model(name, reason, *plants, issue=5, args=f"-k probe {more.pop('args', '')}", **more)
+
+
+def shard(name: str, reason: str, change: Any, **more: Any) -> Fault:
+    args = f"{MODEL} -m quick --gpu-model={{checkpoint}}"
+    return Fault(
+        name=f"checkpoint: {name}",
+        issue=3,
+        reason=reason,
+        prepare=files.damaged(change),
+        args=more.pop("args", args),
+        **more,
+    )
+
+
+NO_GPU_LEFT = (r"of weights have no GPU to go to", r"were asked for and 0 fit")
+UNASKED = (r"torch sees no GPU", r"CUDA was not asked")
+OTHER_COPIES = r"bytes differ \((all zero|stale|mixed)\)"
+
+MACHINE = [
+    machine(
+        "no GPU",
+        r"this machine has no NVIDIA GPU; rent",
+        nvml(gpus=0),
+        issue=2,
+        exit=10,
+        also=NO_GPU_LEFT,
+        fast=True,
+    ),
+    machine(
+        "NVML missing beside device files",
+        r"libnvidia-ml\.so\.1 is missing although /dev has 4 NVIDIA GPUs",
+        ("no_nvml", {}),
+        also=NO_GPU_LEFT,
+    ),
+    machine(
+        "nvidia-ml-py missing",
+        r"nvidia-ml-py cannot be imported .*pip install nvidia-ml-py",
+        ("no_binding", {}),
+        also=NO_GPU_LEFT,
+    ),
+    machine(
+        "driver and library differ",
+        r"driver and its library have different versions: reboot",
+        nvml(errors={"nvmlInit": 18}),
+        also=NO_GPU_LEFT,
+    ),
+    machine(
+        "NVML hangs",
+        r"NVML did not answer within 2 s while counting the GPUs",
+        nvml(hang="nvmlDeviceGetCount"),
+        also=NO_GPU_LEFT,
+        limit=30.0,
+        fast=True,
+    ),
+    machine(
+        "GPU lost before the run",
+        r"GPU 2 cannot be read: GPU is lost",
+        nvml(lose=[2]),
+        also=(r"GPU 2: .*",),
+        fast=True,
+    ),
+    machine(
+        "GPU lost midway",
+        r"GPU 1 cannot be read: GPU is lost",
+        nvml(lose_later={"nvmlDeviceGetRemappedRows": 1}),
+    ),
+    machine(
+        "NVML answers an unknown error for one GPU",
+        r"GPU 3 cannot be read: Unknown Error",
+        gpu(3, errors={"nvmlDeviceGetMemoryInfo_v2": 999}),
+        also=(r"GPU 3.*",),
+    ),
+    machine(
+        "uncorrected ECC error",
+        r"GPU 1: 2 uncorrected ECC errors since the driver was loaded",
+        gpu(1, ecc=(2, 2)),
+        fast=True,
+    ),
+    machine(
+        "row waits to be remapped", r"GPU 3: .*waits for a reset", gpu(3, remapped=(0, 0, 1, 0))
+    ),
+    machine(
+        "row could not be remapped", r"GPU 0: .*not be remapped", gpu(0, remapped=(0, 0, 0, 1))
+    ),
+    machine("thermal slowdown", r"GPU 2: hardware thermal slowdown", gpu(2, reasons=0x40)),
+    machine("power brake", r"GPU 2: hardware power brake", gpu(2, reasons=0x80)),
+    machine("PCIe at x4", r"GPU 1: PCIe link at x4 of x16", gpu(1, pcie=(5, 5, 4, 16))),
+    machine(
+        "NVLinks down",
+        r"GPU 3: 16 of 18 NVLinks up; a sibling has 18",
+        gpu(3, nvlinks=[True] * 16 + [False] * 2),
+    ),
+    machine("MIG on", r"GPU 0: MIG is on", gpu(0, mig=True)),
+    machine(
+        "driver too old",
+        r"driver 450\.80\.02 serves CUDA 11\.0; torch 2\.11\.0\+cu128 needs 12\.8",
+        nvml(driver="450.80.02", cuda=11000),
+    ),
+    machine(
+        "torch without CUDA",
+        r"torch 2\.11\.0\+cpu is a CPU build",
+        nvml(torch=["2.11.0+cpu", None]),
+    ),
+    machine(
+        "no kernels for this architecture",
+        r"GPU [0-3] \(NVIDIA H100 80GB HBM3\) is sm_90; this torch has sm_70, sm_80",
+        nvml(arch_list=["sm_70", "sm_80"]),
+    ),
+    machine(
+        "CUDA does not start",
+        r"CUDA could not be initialised: Error 802: system not yet initialized; "
+        r"systemctl start nvidia-fabricmanager",
+        nvml(start_error="Error 802: system not yet initialized"),
+        also=(r"not measured: .*Error 802", r"CUDA does not see GPU 0"),
+    ),
+    machine(
+        "CUDA sees three of four",
+        r"CUDA does not see GPU 3",
+        nvml(unseen=[3]),
+        fast=True,
+    ),
+    machine(
+        "container promises more",
+        r"NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7: 8 GPUs asked for, NVML lists 4",
+        env={"NVIDIA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"},
+        exit=10,
+    ),
+    machine(
+        "pod promises more",
+        r"RUNPOD_GPU_COUNT=8, but NVML lists 4",
+        env={"RUNPOD_GPU_COUNT": "8"},
+        exit=10,
+    ),
+    machine(
+        "40 GiB held on GPU 2",
+        r"GPU 2 has 39\.2 GiB of 79\.6 GiB free after waiting 1 s: 40\.0 GiB held by "
+        r"a process \(PID 4000000, 40\.0 GiB\)",
+        gpu(2, used=40 * GIB, processes={str(KILLED): 40 * GIB}),
+        args="-m quick --gpu-wait=1",
+        fast=True,
+    ),
+    machine(
+        "memory held by nobody visible",
+        r"GPU 1 .*70\.0 GiB held by a holder that is not visible from here",
+        gpu(1, used=70 * GIB),
+        args="-m quick --gpu-wait=0 --gpu-tier=16bit",
+        issue=2,
+    ),
+    visible(
+        "empty", "", r"CUDA_VISIBLE_DEVICES is empty, which hides all 4 GPUs", also=NO_GPU_LEFT
+    ),
+    visible("negative", "-1", r"entry '-1' is negative", also=NO_GPU_LEFT),
+    visible("garbage", "gpu0", r"entry 'gpu0' is not a GPU index", also=NO_GPU_LEFT),
+    visible(
+        "repeated",
+        "0,1,0",
+        r"entry '0' is repeated: CUDA then sees no GPU at all; export CUDA_VISIBLE_DEVICES=0,1",
+        also=NO_GPU_LEFT,
+    ),
+    visible("out of range", "0,7", r"entry '7' names no GPU", fast=True),
+    visible("unknown UUID", "GPU-ffffffff", r"'GPU-ffffffff' names no GPU", also=NO_GPU_LEFT),
+    visible("ambiguous prefix", "GPU-0000", r"'GPU-0000' fits 4 GPUs", also=NO_GPU_LEFT),
+    visible("MIG instance", "MIG-1", r"names MIG instances", also=NO_GPU_LEFT),
+    visible(
+        "one GPU for 16 bit",
+        "2",
+        r"lacks|does not fit|weights",
+        args="-m quick --gpu-tier=16bit",
+        exit=10,
+        also=(r".*",),
+    ),
+]
+
+COPIES = [
+    copy(
+        "pair delivers zeros",
+        r"GPU 1 -> GPU 2: [\d,]+ of 1,048,576 bytes differ \(all zero\)",
+        fault={"kind": "copy", "pair": [1, 2], "how": "zero"},
+        also=(
+            r"-> GPU 1 -> GPU 2.*first wrong after GPU 1 -> GPU 2$",
+            r"first wrong after .*GPU 1 -> GPU 2$",
+        ),
+        fast=True,
+    ),
+    copy(
+        "pair delivers stale bytes",
+        r"GPU 3 -> GPU 0: [\d,]+ of 1,048,576 bytes differ \(stale\)",
+        fault={"kind": "copy", "pair": [3, 0], "how": "stale"},
+        also=(r"first wrong after .*GPU 3 -> GPU 0$",),
+    ),
+    copy(
+        "pair changes bytes",
+        r"GPU 0 -> GPU 3: [\d,]+ of 1,048,576 bytes differ \(mixed\)",
+        fault={"kind": "copy", "pair": [0, 3], "how": "noise"},
+        also=(r"first wrong after .*GPU 0 -> GPU 3$",),
+    ),
+    copy(
+        "chain corrupts, pairs are fine",
+        r"GPU 0 -> GPU 1 -> GPU 2 -> GPU 3 -> GPU 0: .*\(all zero\).*first wrong after "
+        r"GPU 0 -> GPU 1 -> GPU 2",
+        fault={"kind": "chain", "pair": [1, 2], "how": "zero"},
+        also=(r"first wrong after .*GPU 1 -> GPU 2$",),
+        fast=True,
+    ),
+    copy(
+        "host copy changes a byte",
+        r"bytes from the host arrived changed on GPU 2",
+        fault={"kind": "upload", "gpu": 2},
+        also=(r"GPU 2.*",),
+    ),
+    copy(
+        "GPU computes wrong bits",
+        r"GPU 3 has other bits than GPU 0, GPU 1, GPU 2|GPU 3 is .* off the CPU's",
+        fault={"kind": "product", "gpu": 3},
+    ),
+    copy(
+        "slow sibling",
+        r"GPU 2 reaches .*, its siblings .*: below 80% of them",
+        fault={"kind": "slow", "gpu": 2, "times": 2},
+        also=(r"GPU 2 .*(siblings|same link|datasheet)",),
+    ),
+    copy(
+        "worker killed",
+        r"the CUDA worker died \(SIGKILL\) at step 'copies' on GPU 0 -> GPU 1",
+        fault={"kind": "kill", "at": "copy_into", "gpus": [0, 1]},
+        fast=True,
+    ),
+    copy(
+        "worker hangs at a copy",
+        r"the CUDA worker hung at step 'copies' on GPU 2 -> GPU 3; killed after 8 s",
+        seconds=8.0,
+        fault={"kind": "hang", "at": "copy_into", "gpus": [2, 3]},
+        limit=40.0,
+    ),
+    copy(
+        "worker hangs making a context",
+        r"the CUDA worker hung at step 'contexts' on GPU 1; killed after 8 s",
+        seconds=8.0,
+        fault={"kind": "hang", "at": "open", "gpus": [1]},
+        limit=40.0,
+    ),
+    copy(
+        "GPU raises while computing",
+        r"the CUDA worker failed at step 'arithmetic' on GPU 1: RuntimeError: CUDA error: an illegal",
+        fault={"kind": "raise", "at": "matmul", "gpus": [1]},
+    ),
+    copy(
+        "no room for the copies, strict",
+        r"GPU 1: not measured: GPU 1 has 1 MiB free; copies and arithmetic need",
+        fault={"kind": "full", "gpu": 1},
+        args="-m quick --gpu-strict",
+        also=(r".*not measured.*",),
+    ),
+]
+
+CHECKPOINTS = [
+    shard(
+        "shard missing",
+        r"model-00002-of-00003\.safetensors is missing",
+        lambda where: (where / files.SHARD).unlink(),
+        fast=True,
+    ),
+    shard("shard truncated", r"model-00002-of-00003\.safetensors is truncated", files.cut),
+    shard("shard padded", r"model-00002-of-00003\.safetensors is padded", files.pad),
+    shard(
+        "shard is an LFS pointer",
+        r"00002-of-00003\.safetensors is a Git LFS pointer",
+        files.pointer,
+    ),
+    shard(
+        "index names a missing file",
+        r"model-00004-of-00004\.safetensors is missing",
+        files.rename_in_index,
+    ),
+    shard(
+        "index names a missing tensor",
+        r"lacks tensor model\.layers\.9\.mlp\.up_proj\.weight",
+        files.lacking_tensor,
+    ),
+    shard(
+        "index is not JSON",
+        r"index\.json is not valid JSON",
+        lambda where: (where / files.INDEX).write_text("{"),
+    ),
+    shard(
+        "truncated shard, loaded",
+        r"model-00002-of-00003\.safetensors is truncated",
+        files.cut,
+        args=f"{MODEL} --gpu-model={{checkpoint}}",
+        also=(r"model-00002-of-00003\.safetensors",),
+    ),
+    shard(
+        "of another model",
+        r"model\.embed_tokens\.weight|hidden|shape",
+        files.other_config,
+        args=f"{MODEL} --gpu-model={{checkpoint}} -k distribution",
+    ),
+    shard(
+        "lacks a layer",
+        r"layers\.6",
+        files.more_layers,
+        args=f"{MODEL} --gpu-model={{checkpoint}} -k distribution",
+    ),
+    Fault(
+        name="disk full",
+        issue=3,
+        reason=r"the checkpoint needs .* at .*checkpoint; found 0 B free",
+        line=r"00002-of-00003\.safetensors is missing",
+        plants=(("disk", {"free_bytes": 0}),),
+        prepare=files.damaged(lambda where: (where / files.SHARD).unlink()),
+        args=f"{MODEL} -m quick --gpu-model={{checkpoint}}",
+        also=(r"is missing",),
+    ),
+    Fault(
+        name="container with too little memory",
+        issue=3,
+        reason=r"needs 4\.0 GiB of host memory; its cgroup leaves 0\.5 GiB",
+        plants=(nvml(), ("host", {"limit_bytes": GIB, "used_bytes": GIB // 2})),
+        exit=10,
+    ),
+]
+
+PLANS = [
+    Fault(
+        name="device map puts layers on the CPU",
+        issue=2,
+        reason=r"the plan puts model\.layers\.40 on cpu or disk|model\.layers\.40",
+        plants=(nvml(),),
+        prepare=files.device_map({"model.layers.40": "cpu"}),
+        args="-m quick --gpu-tier=16bit --gpu-placement={folder}/map.json",
+        exit=10,
+        fast=True,
+    ),
+    Fault(
+        name="device map overloads one GPU",
+        issue=2,
+        reason=r"GPU 0 lacks .* GiB",
+        plants=(nvml(),),
+        prepare=files.text(map__json='{"": 0}'),
+        args="-m quick --gpu-tier=16bit --gpu-placement={folder}/map.json",
+        exit=10,
+        also=(r"GPU 0.*", r"were asked for and 0 fit"),
+    ),
+    Fault(
+        name="device map names a GPU that is not there",
+        issue=2,
+        reason=r"map\.json: model\.layers\.40 is on GPU 4, but CUDA sees GPUs 0 to 3",
+        plants=(nvml(),),
+        prepare=files.device_map({"model.layers.40": 4}),
+        args="-m quick --gpu-placement={folder}/map.json",
+        exit=4,
+    ),
+    Fault(
+        name="context too long",
+        issue=2,
+        reason=r"9000000 tokens x 1|lacks",
+        plants=(nvml(),),
+        args="-m quick --gpu-context=9000000",
+        exit=10,
+        also=(r"lacks", r"fits"),
+    ),
+    Fault(
+        name="auto refuses 8 bit on one card",
+        issue=2,
+        reason=r"device_map='auto' refuses|auto",
+        plants=(nvml(gpus=1),),
+        args="-m quick --gpu-tier=8bit",
+        exit=10,
+        also=(r".*",),
+    ),
+]
+
+MODELS = [
+    model(
+        "activations zeroed at a layer",
+        r"hidden_states\[5\] on CPU is zero at",
+        ("layer", {"layer": 4, "how": "zero"}),
+        issue=5,
+        also=(r".*",),
+    ),
+    model(
+        "NaN in a layer's output",
+        r"hidden_states\[2\] on CPU is not finite|NaN or infinity",
+        ("layer", {"layer": 1, "how": "nan"}),
+        also=(r".*",),
+    ),
+    model(
+        "noise at every pass",
+        r"two greedy generations of the same prompt differ",
+        ("layer", {"layer": 2, "how": "noise"}),
+        args="-k generation",
+        also=(r".*",),
+    ),
+    model(
+        "cached decoding is wrong",
+        r"tokens differ from an uncached forward",
+        ("layer", {"layer": 2, "how": "decoding"}),
+        args="-k generation",
+        also=(r".*",),
+    ),
+    model(
+        "NaN in one weight",
+        r"NaN or infinity at \d+ positions, first 0",
+        ("weight_nan", {}),
+        args="-k test_greedy_generation",
+        also=(r".*",),
+    ),
+    model(
+        "weights never arrived",
+        r"model\.layers\.2.*meta|meta",
+        ("meta_layer", {"layer": 2}),
+        args="-k distribution",
+        also=(r".*",),
+    ),
+    model(
+        "half of the head is lost",
+        r"has 263,744 parameters, .* were found|parameters",
+        ("short_weight", {}),
+        args="-k distribution",
+    ),
+    model(
+        "placed elsewhere than planned",
+        r"disk|not on",
+        ("map", {"device_map": {"": "cpu", "model.layers.3": "disk"}}),
+        args="-k distribution",
+        also=(r".*",),
+    ),
+    model(
+        "out of memory while loading",
+        r"GPU 1: out of memory while loading: 448\.00 MiB wanted, 12\.00 MiB free",
+        ("load", {"how": "raise"}),
+        args="-k test_distribution",
+        fast=True,
+    ),
+    model(
+        "loading hangs",
+        r"Timeout",
+        ("load", {"how": "hang"}),
+        args="-k distribution --timeout=8",
+        issue=6,
+        limit=60.0,
+    ),
+    model(
+        "generation hangs",
+        r"Timeout",
+        ("generation", {"how": "hang"}),
+        args="-k test_greedy_generation --timeout=12",
+        issue=6,
+        limit=60.0,
+    ),
+    model(
+        "killed while loading",
+        r"test_parameters_lie_where_planned",
+        ("load", {"how": "kill"}),
+        args="-k distribution",
+        issue=6,
+        killed=True,
+        exit=-9,
+        fast=True,
+    ),
+    model(
+        "killed while generating",
+        r"test_greedy_generation",
+        ("generation", {"how": "kill"}),
+        args="-k test_greedy_generation",
+        issue=6,
+        killed=True,
+        exit=-9,
+    ),
+    model(
+        "killed while writing the report",
+        r"test_",
+        ("report_kill", {}),
+        args="-m quick",
+        issue=6,
+        killed=True,
+        exit=-9,
+    ),
+    model(
+        "meter reads nonsense",
+        r"the process held less than the weights: the meter is wrong",
+        ("meter", {"used": 4096}),
+        args="-k peak",
+    ),
+    model(
+        "meter cannot read, strict",
+        r"no reading of resident memory",
+        ("meter", {"used": None}),
+        args="-k peak --gpu-strict",
+        issue=6,
+        also=(r".*",),
+    ),
+]
+
+PROBES = [
+    probe(
+        "off-by-one layer",
+        r"the scorer's activations at site raw are not hidden_states\[2\]",
+        ("scorer", {"mistake": "off by one"}),
+        also=(r".*",),
+    ),
+    probe(
+        "raw instead of final_norm",
+        r"activations at site final_norm are not hidden_states\[2\]",
+        ("scorer", {"mistake": "raw site"}),
+        prepare=files.probe(site="final_norm"),
+        args="--gpu-probe={probe}",
+        also=(r".*",),
+    ),
+    probe(
+        "batch row 0 only",
+        r"scores change when the same text is scored in a batch padded on the right",
+        ("scorer", {"mistake": "batch row 0"}),
+        also=(r"in a batch padded",),
+    ),
+    probe(
+        "padding not masked",
+        r"scored in a batch padded on the left",
+        ("scorer", {"mistake": "unpadded mask"}),
+        also=(r"in a batch padded",),
+    ),
+    probe(
+        "span not widened",
+        r"5 tokens are not scored that must be",
+        ("scorer", {"mistake": "narrow span"}),
+        also=(r".*",),
+    ),
+    probe(
+        "hook on a moved module",
+        r"the hook on hidden_states\[2\] never ran",
+        ("scorer", {"mistake": "moved module"}),
+        also=(r"never ran",),
+    ),
+    probe(
+        "scaler on the wrong device",
+        r"the probe's mean for hidden_states\[2\] is on meta, its activations on cpu",
+        ("scorer", {"mistake": "scaler elsewhere"}),
+        prepare=files.probe(scaler=1.0, normalize=True),
+        args="--gpu-probe={probe}",
+        also=(r".*",),
+    ),
+    probe(
+        "exception in the scorer",
+        r"scoring failed: RuntimeError: mat1 and mat2",
+        ("scorer", {"mistake": "broken"}),
+        also=(r"scoring failed",),
+        fast=True,
+    ),
+    probe(
+        "sign turned",
+        r"differs from a float64 computation|planted tokens' scores do not move",
+        ("scorer", {"mistake": "inverted"}),
+        also=(r".*",),
+    ),
+    probe(
+        "every score is 0.5",
+        r"the score differs from a float64 computation of it",
+        ("scorer", {"mistake": "0.5"}),
+        also=(r".*",),
+    ),
+    probe(
+        "probe of another hidden size",
+        r"the probe was fitted on a model of another hidden size",
+        prepare=files.probe(hidden=128),
+        args="--gpu-probe={probe}",
+        also=(r"hidden size 128",),
+    ),
+    probe(
+        "probe of another model",
+        r"the probe was fitted on another model",
+        prepare=files.probe(model="acme/Other-9B"),
+        args="--gpu-probe={probe}",
+    ),
+    probe(
+        "layer out of range",
+        r"layer 22 is out of range for 6 layers",
+        prepare=files.probe(layers=(22,), num_layers=80),
+        args="--gpu-probe={probe}",
+        also=(r"layer 22",),
+    ),
+    probe(
+        "probe of another site",
+        r"activations at layer 2, site raw, are .* times the size that the probe was fitted on",
+        prepare=files.probe(scaler=1000.0),
+        args="--gpu-probe={probe}",
+        also=(r".*",),
+    ),
+    probe(
+        "NaN in one direction",
+        r"directions: of layer 3 has nan",
+        prepare=files.nan_probe,
+        args="--gpu-probe={probe}",
+        also=(r"has nan",),
+    ),
+    probe(
+        "probe file cut short",
+        r"probe\.safetensors: ",
+        prepare=files.cut_probe,
+        args="--gpu-probe={probe}",
+        also=(r"probe\.safetensors: ",),
+    ),
+    probe(
+        "pickle that runs a command",
+        r"detector\.pt: .*(os|posix)\.?.*system",
+        prepare=files.evil_probe,
+        args="--gpu-probe={probe}",
+        also=(r"detector\.pt: ",),
+    ),
+]
+
+CHECK = """
+import pytest
+from pytest_multigpu.records.check import Record
+pytestmark = [pytest.mark.check(needs="host"), pytest.mark.quick]
+def test_it():
+    return {returned}
+"""
+
+
+def own(name: str, reason: str, source: str, **more: Any) -> Fault:
+    args = f"{{folder}}/test_own.py {more.pop('args', '--gpu-tier=cpu')}"
+    prepare = files.text(test_own__py=source)
+    return Fault(
+        name=name, issue=6, reason=reason, prepare=prepare, args=args, checks=False, **more
+    )
+
+
+def returning(name: str, reason: str, returned: str, **more: Any) -> Fault:
+    return own(name, reason, CHECK.replace("{returned}", returned), **more)
+
+
+GATES = [
+    returning("a check returns nothing", r"returned None instead of records", "None", fast=True),
+    returning("a check returns True", r"returned True instead of records", "True"),
+    returning("a check raises", r"ZeroDivisionError: division by zero", "1 / 0"),
+    returning(
+        "unknown under strict",
+        r"it could not be read",
+        'Record(name="a", outcome="unknown", reason="it could not be read")',
+        args="--gpu-tier=cpu --gpu-strict",
+    ),
+    own(
+        "hardware skip under strict",
+        r"needs 2 GPUs with 40\.0 GiB free each; found no GPU",
+        'import pytest\n@pytest.mark.gpu(count=2, vram="40GiB")\ndef test_x(): pass\n',
+        plants=(nvml(gpus=0),),
+        args="--gpu-strict",
+        exit=10,
+        also=(r"needs 2 GPUs",),
+    ),
+    own(
+        "no check under strict",
+        r"no check was executed",
+        "def test_x(): pass\n",
+        args="--gpu-tier=cpu --gpu-strict",
+    ),
+    own(
+        "detection broken is no skip",
+        r"the GPUs could not be asked: NVML cannot start: Unknown Error",
+        "import pytest\n@pytest.mark.gpu\ndef test_x(): pass\n",
+        plants=(nvml(errors={"nvmlInit": 999}),),
+        args="",
+    ),
+    own(
+        "nothing collected under strict",
+        r"no test was collected|no tests",
+        "x = 1\n",
+        args="--gpu-tier=cpu --gpu-strict",
+        exit=5,
+    ),
+    own(
+        "file that cannot be imported",
+        r"could not be collected|interrupted",
+        "import no_such_module_anywhere\n",
+        exit=2,
+        also=(r".*",),
+    ),
+    own(
+        "marker with a size without unit",
+        r"vram|40",
+        'import pytest\n@pytest.mark.gpu(vram="40")\ndef test_x(): pass\n',
+        exit=4,
+    ),
+    Fault(
+        name="unknown tier",
+        issue=2,
+        reason=r"--gpu-tier: unknown tier '6bit'",
+        args="--gpu-tier=6bit",
+        exit=4,
+    ),
+    Fault(
+        name="game config with a wrong value",
+        issue=2,
+        reason=r"game\.json: quantization_bits: 5 is not known",
+        prepare=files.text(game__json='{"quantization_bits": 5}'),
+        args="--gpu-config={folder}/game.json",
+        exit=4,
+    ),
+    Fault(
+        name="baseline damaged",
+        issue=6,
+        reason=r"base\.json: is not JSON",
+        prepare=files.text(base__json="{"),
+        args=f"{MODEL} -m quick --gpu-baseline={{folder}}/base.json",
+        exit=4,
+    ),
+    Fault(
+        name="baseline missing under strict",
+        issue=6,
+        reason=r"baseline",
+        args=f"{MODEL} --gpu-strict -k plan --gpu-baseline={{folder}}/base.json",
+        also=(r".*",),
+    ),
+]
+
+FAULTS = [*MACHINE, *COPIES, *CHECKPOINTS, *PLANS, *MODELS, *PROBES, *GATES]
+
+
+def _healthy(name: str, args: str, *plants: Plant, **more: Any) -> Fault:
+    return Fault(
+        name=f"healthy: {name}", issue=6, reason="", exit=0, args=args, plants=plants, **more
+    )
+
+
+HEALTHY = [
+    _healthy("cpu tier", MODEL),
+    _healthy("quick, four H100s", "-m quick", nvml()),
+    _healthy("quick, 8 bit, four H100s", "-m quick --gpu-tier=8bit", nvml()),
+    _healthy(
+        "cpu tier, quick, strict",
+        f"{MODEL} -m quick",
+    ),
+    _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
+    _healthy(
+        "quick, by UUID prefix",
+        "-m quick --gpu-tier=4bit",
+        nvml(),
+        env={"CUDA_VISIBLE_DEVICES": "GPU-00000001,GPU-00000003"},
+    ),
+    _healthy(
+        "cpu tier, a checkpoint",
+        f"{MODEL} --gpu-model={{checkpoint}}",
+        prepare=files.damaged(lambda where: None),
+    ),
+    _healthy("cpu tier, a probe file", f"{MODEL} --gpu-probe={{probe}}", prepare=files.probe()),
+]
