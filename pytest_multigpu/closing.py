@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from .judging.baseline import check_run, key_of, measurements, parse_rule
+from .judging.skips import ExpectedSkips, judge_skips, parse_expected_skips
 from .judging.verdict import decide
+from .errors import UsageError
 from .options import Settings
 from .records.report import RunReport
 from .report.baseline import read_baselines, update_baseline
@@ -21,6 +24,21 @@ def check_inputs(settings: Settings) -> None:
     parse_rule(settings.baseline_rule)
     if settings.baseline is not None:
         read_baselines(settings.baseline)
+    read_expected_skips(settings.expected_skips)
+
+
+def read_expected_skips(path: Path | None) -> ExpectedSkips | None:
+    """The list of ``--gpu-expected-skips``; None without that option.
+
+    :raises UsageError: it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--gpu-expected-skips: {path}: cannot be read: {error}") from None
+    return parse_expected_skips(text, str(path))
 
 
 def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunReport:
@@ -28,6 +46,7 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
 
     :param exit_status: what pytest would exit with.
     """
+    report = with_expected_skips(report, settings)
     if settings.baseline is not None and not settings.baseline_update:
         rule = parse_rule(settings.baseline_rule)
         known = read_baselines(settings.baseline)
@@ -39,6 +58,22 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
     if settings.baseline is not None and settings.baseline_update and verdict.ready and key:
         update_baseline(settings.baseline, key.text, measurements(report).values())
     return report
+
+
+def with_expected_skips(report: RunReport, settings: Settings) -> RunReport:
+    """The run with its skips held against the list, where one was given."""
+    expected = read_expected_skips(settings.expected_skips)
+    if expected is None:
+        return report
+    checks = tuple(
+        replace(
+            check,
+            expected_skip=check.outcome == "skipped" and expected.entry(check.nodeid) is not None,
+        )
+        for check in report.checks
+    )
+    judged = judge_skips(checks, expected)
+    return replace(report, checks=(*checks, judged))
 
 
 def write_reports(report: RunReport, settings: Settings, environ: Mapping[str, str]) -> None:

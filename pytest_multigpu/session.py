@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .closing import read_expected_skips
 from .errors import MultiGpuError
 from .judging.vram import HELD_LIMIT
 from .options import Settings
@@ -21,6 +22,7 @@ from .records.plan import Plan
 from .records.progress import Progress
 
 if TYPE_CHECKING:
+    from .judging.skips import ExpectedSkips
     from .machine.health import Sampler
     from .machine.worker import WorkerHandle
     from .model.loaded import LoadedModel
@@ -66,6 +68,14 @@ class GpuSession:
     def plans(self) -> PlanBook:
         """The plans of this model on this machine, tier by tier."""
         return PlanBook(self.settings, self.machine, self.environ)
+
+    @cached_property
+    def expected_skips(self) -> ExpectedSkips | None:
+        """The list of ``--gpu-expected-skips``; None without that option.
+
+        :raises UsageError: it cannot be read.
+        """
+        return read_expected_skips(self.settings.expected_skips)
 
     @property
     def plan(self) -> Plan:

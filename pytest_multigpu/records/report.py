@@ -33,6 +33,10 @@ class CheckResult:
     """A check of this package; False for people's own tests."""
     hardware_skip: bool = False
     """Skipped because the machine lacks what it needs."""
+    expected_skip: bool = False
+    """Skipped, and ``--gpu-expected-skips`` says that it is."""
+    worker: str = ""
+    """Where it ran, if every machine of a fleet runs every test: ``gw1``."""
     shortfall: bool = False
     """A failure without records that means only that the machine falls short."""
 
