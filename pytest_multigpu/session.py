@@ -108,6 +108,11 @@ class GpuSession:
             if worker:
                 self._start_worker()
 
+    def look_again(self) -> None:
+        """Forget the machine and its plans: the mask changed, or others let go of memory."""
+        for name in ("machine", "plans"):
+            self.__dict__.pop(name, None)
+
     def _wait_for_memory(self) -> None:
         """Plan with what is free once others have let go of it, waiting ``--gpu-wait`` at most.
 
@@ -117,7 +122,7 @@ class GpuSession:
         held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
         while held and not self.plan.fits and time.monotonic() < deadline:
             time.sleep(0.5)
-            del self.machine, self.plans
+            self.look_again()
             held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
 
     def _start_worker(self) -> WorkerHandle:
