@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from .errors import UsageError
 from .judging.baseline import check_run, key_of, measurements, parse_rule
+from .judging.fleet import decide_fleet
 from .judging.skips import ExpectedSkips, judge_skips, parse_expected_skips
 from .judging.verdict import decide
-from .errors import UsageError
 from .options import Settings
 from .records.report import RunReport
 from .report.baseline import read_baselines, update_baseline
@@ -46,6 +47,8 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
 
     :param exit_status: what pytest would exit with.
     """
+    if report.pods:
+        return _close_fleet(report, settings, exit_status)
     report = with_expected_skips(report, settings)
     if settings.baseline is not None and not settings.baseline_update:
         rule = parse_rule(settings.baseline_rule)
@@ -58,6 +61,13 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
     if settings.baseline is not None and settings.baseline_update and verdict.ready and key:
         update_baseline(settings.baseline, key.text, measurements(report).values())
     return report
+
+
+def _close_fleet(report: RunReport, settings: Settings, exit_status: int) -> RunReport:
+    """Each machine's run by itself, then one verdict over all."""
+    pods = tuple(replace(pod, report=close_run(pod.report, settings, 0)) for pod in report.pods)
+    whole = decide(report, exit_status=exit_status, strict=settings.strict)
+    return replace(report, pods=pods, verdict=decide_fleet(pods, whole))
 
 
 def with_expected_skips(report: RunReport, settings: Settings) -> RunReport:
