@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
+from .errors import UsageError
 from .judging.baseline import check_run, key_of, measurements, parse_rule
+from .judging.fleet import decide_fleet
+from .judging.skips import ExpectedSkips, judge_skips, parse_expected_skips
 from .judging.verdict import decide
 from .options import Settings
 from .records.report import RunReport
@@ -21,6 +25,21 @@ def check_inputs(settings: Settings) -> None:
     parse_rule(settings.baseline_rule)
     if settings.baseline is not None:
         read_baselines(settings.baseline)
+    read_expected_skips(settings.expected_skips)
+
+
+def read_expected_skips(path: Path | None) -> ExpectedSkips | None:
+    """The list of ``--gpu-expected-skips``; None without that option.
+
+    :raises UsageError: it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--gpu-expected-skips: {path}: cannot be read: {error}") from None
+    return parse_expected_skips(text, str(path))
 
 
 def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunReport:
@@ -28,6 +47,9 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
 
     :param exit_status: what pytest would exit with.
     """
+    if report.pods:
+        return _close_fleet(report, settings, exit_status)
+    report = with_expected_skips(report, settings)
     if settings.baseline is not None and not settings.baseline_update:
         rule = parse_rule(settings.baseline_rule)
         known = read_baselines(settings.baseline)
@@ -39,6 +61,29 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
     if settings.baseline is not None and settings.baseline_update and verdict.ready and key:
         update_baseline(settings.baseline, key.text, measurements(report).values())
     return report
+
+
+def _close_fleet(report: RunReport, settings: Settings, exit_status: int) -> RunReport:
+    """Each machine's run by itself, then one verdict over all."""
+    pods = tuple(replace(pod, report=close_run(pod.report, settings, 0)) for pod in report.pods)
+    whole = decide(report, exit_status=exit_status, strict=settings.strict)
+    return replace(report, pods=pods, verdict=decide_fleet(pods, whole))
+
+
+def with_expected_skips(report: RunReport, settings: Settings) -> RunReport:
+    """The run with its skips held against the list, where one was given."""
+    expected = read_expected_skips(settings.expected_skips)
+    if expected is None:
+        return report
+    checks = tuple(
+        replace(
+            check,
+            expected_skip=check.outcome == "skipped" and expected.entry(check.nodeid) is not None,
+        )
+        for check in report.checks
+    )
+    judged = judge_skips(checks, expected)
+    return replace(report, checks=(*checks, judged))
 
 
 def write_reports(report: RunReport, settings: Settings, environ: Mapping[str, str]) -> None:

@@ -56,6 +56,7 @@ class Settings:
     baseline_update: bool = False
     baseline_rule: str | None = None
     catalogue: Path | None = None
+    expected_skips: Path | None = None
     wait_seconds: float = 10.0
     asked: bool = False
     """Any of our options was given on the command line."""
@@ -105,6 +106,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--gpu-catalogue", "GPU types and prices in JSON, in place of the built-in ones", "FILE"
     ),
+    Option("--gpu-expected-skips", "the tests that may skip, and must: lines or JSON", "FILE"),
     Option("--gpu-wait", "seconds to wait for VRAM to clear (default 10)", "SECONDS"),
 )
 
@@ -186,6 +188,7 @@ def resolve(config: pytest.Config) -> Settings:
         baseline_update=bool(value("gpu_baseline_update")),
         baseline_rule=value("gpu_baseline_rule"),
         catalogue=_path(value("gpu_catalogue"), "--gpu-catalogue"),
+        expected_skips=_path(value("gpu_expected_skips"), "--gpu-expected-skips"),
         wait_seconds=_seconds(value("gpu_wait"), "--gpu-wait", 10.0),
         asked=any(setting is not None for setting in command.values()),
     )

@@ -62,6 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
     checks = str(Path(__file__).with_name("checks"))
     if settings.checks and checks not in config.args:
         config.args.append(checks)
+    if hasattr(config, "workerinput"):
+        from .xdist_worker import XdistWorker
+
+        config.pluginmanager.register(XdistWorker(config), "multigpu-worker")
     # Under xdist the controller collects nothing, but it prints.
     if settings.asked or config.getoption("dist", "no") != "no":
         _register_runtime(config)
@@ -87,7 +91,7 @@ def _about_gpus(item: pytest.Item) -> bool:
 def _register_runtime(config: pytest.Config) -> None:
     if config.pluginmanager.has_plugin("multigpu-runtime"):
         return
-    from . import runtime
+    from . import runtime, timeouts
     from .runlog import RunLog
 
     try:
@@ -95,4 +99,7 @@ def _register_runtime(config: pytest.Config) -> None:
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(runtime, "multigpu-runtime")
+    config.pluginmanager.register(timeouts.Watchdog(log.give_up), "multigpu-watchdog")
+    if log.controller is not None:
+        config.pluginmanager.register(log.controller, "multigpu-controller")
     config.pluginmanager.register(log, "multigpu-runlog")

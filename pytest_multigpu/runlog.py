@@ -6,21 +6,32 @@ keep facts and the controller alone prints.
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import closing, markers
 from .errors import UsageError
 from .fixtures import session_of
+from .grouping import plain
 from .progress import ProgressLine
 from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
+from .report.fleet import fleet_lines
 from .report.json import ReportFile
+from .xdist_controller import XdistController
+
+if TYPE_CHECKING:
+    from .machine.timeline import Timeline
 
 
 class RunLog:
@@ -30,13 +41,20 @@ class RunLog:
         self.config = config
         self.session = session = session_of(config)
         self.is_worker = hasattr(config, "workerinput")
+        self.controller = XdistController(config) if self._distributes() else None
         # A controller hears of GPU tests only through its workers' reports.
-        self.active = session.settings.asked or not self._distributes()
+        self.active = session.settings.asked or self.controller is None
         self.began = time.monotonic()
         self.report = RunReport(
             started=time.time(), tier_asked=session.settings.tier, versions=session.versions
         )
-        self._phases: dict[str, list[pytest.TestReport]] = {}
+        self._phases: dict[tuple[str, str], list[pytest.TestReport]] = {}
+        """By worker and node id."""
+        self._reruns: Counter[tuple[str, str]] = Counter()
+        self._running: list[str] = []
+        self._timeline: Timeline | None = None
+        self._lock = threading.RLock()
+        """The watchdog writes from a thread of its own."""
         self._spans: list[Span] = []
         closing.check_inputs(session.settings)
         folder = session.settings.report_dir
@@ -45,56 +63,98 @@ class RunLog:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Know whether the run is about GPUs at all, and start what can run ahead."""
         items = session.items
-        if self.config.option.collectonly or self._distributes():
+        if self.config.option.collectonly or self.controller is not None:
             return
         if not any(markers.check_needs(item) for item in items):
             return
         self.session.on_progress = ProgressLine(self.config)
         try:
-            self.session.start(worker=any(map(_uses_worker, items)))
+            if self.is_worker:
+                self.session.plans.check_inputs()  # it starts once its GPUs are its own
+            else:
+                self.session.start(worker=any(map(uses_worker, items)))
+                self._draw()
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
+
+    def _draw(self) -> None:
+        """Sample VRAM for the report's plot."""
+        machine = self.session.facts().get("machine")
+        if self._file is None or machine is None or machine.simulated or not machine.visible:
+            return
+        from .machine.timeline import Timeline
+
+        devices = {index: f"cuda:{number}" for number, index in enumerate(machine.visible)}
+        self._timeline = Timeline(devices)
+        self._timeline.start(self.began)
 
     def _distributes(self) -> bool:
         """The controller of an xdist run: its workers do the work."""
         return not self.is_worker and self.config.getoption("dist", "no") != "no"
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.report = replace(self.report, running=nodeid)
-        if self.active:
-            self._write()
+        with self._lock:
+            self._running.append(plain(nodeid))
+            self._show_running()
+            if self.active:
+                self._write()
+
+    def _show_running(self) -> None:
+        """Under xdist several run at once."""
+        self.report = replace(self.report, running=", ".join(self._running) or None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.active = self.active or hasattr(report, "gpu")
-        self._phases.setdefault(report.nodeid, []).append(report)
-        if report.when == "teardown":
-            self._end(report.nodeid)
+        with self._lock:
+            self.active = self.active or hasattr(report, "gpu")
+            worker = ""
+            if self.controller is not None:
+                worker = self.controller.hear(report)
+            key = worker, report.nodeid
+            self._phases.setdefault(key, []).append(report)
+            # xdist gives a crashed worker's test a report of no phase.
+            if report.when not in ("setup", "call"):
+                self._end(key)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            crash = CheckResult(
+        if not report.passed:
+            ended = CheckResult(
                 nodeid=report.nodeid or "collection",
-                outcome="error",
-                reason="could not be collected",
+                outcome="error" if report.failed else "skipped",
+                reason="could not be collected" if report.failed else _reason(report),
                 is_check=False,
             )
-            self.report = self.report.with_check(crash)
+            self.report = self.report.with_check(ended)
 
-    def _end(self, nodeid: str) -> None:
-        phases = self._phases.pop(nodeid)
+    def _end(self, key: tuple[str, str]) -> None:
+        phases = self._phases.pop(key)
+        worker, nodeid = key
+        nodeid = plain(nodeid)
+        if nodeid in self._running:
+            self._running.remove(nodeid)
+        if any(phase.outcome == "rerun" for phase in phases):
+            self._reruns[key] += 1  # pytest-rerunfailures tries again; only the last one counts
+            self._running.append(nodeid)
+            return
         seconds = sum(phase.duration for phase in phases)
         now = time.monotonic() - self.began
         self._spans.append(Span(nodeid=nodeid, start=now - seconds, end=now))
+        result = _result(nodeid, phases, seconds)
+        if self._reruns[key]:
+            result = _with_reruns(result, self._reruns[key])
+        if self.controller is not None and self.controller.is_fleet:
+            result = replace(result, worker=worker)
         self.report = replace(
-            self._with_facts().with_check(_result(nodeid, phases, seconds)),
+            self._with_facts().with_check(result),
             spans=tuple(self._spans),
         )
+        self._show_running()
         self._write()
 
     def _with_facts(self) -> RunReport:
-        return replace(
-            self.report, **self.session.facts(), wall_seconds=time.monotonic() - self.began
-        )
+        facts = self.session.facts() if self.controller is None else self.controller.facts()
+        if self._timeline is not None:
+            facts["vram"] = self._timeline.samples()
+        return replace(self.report, **facts, wall_seconds=time.monotonic() - self.began)
 
     def _write(self) -> None:
         if self._file is not None:
@@ -107,24 +167,47 @@ class RunLog:
         """Outermost, so that the verdict is the last line of the run."""
         result = yield
         self.session.close()
+        if self._timeline is not None:
+            self._timeline.stop()
         if self.is_worker or not self.active or self.config.option.collectonly:
             return result
         status = int(session.exitstatus)
         if status == pytest.ExitCode.USAGE_ERROR:
             return result  # pytest prints that one line itself
         settings = self.session.settings
-        self.report = closing.close_run(self._with_facts(), settings, status)
+        report = self._with_facts()
+        if self.controller is not None and self.controller.is_fleet:
+            report = replace(report, pods=self.controller.pods(report))
+        self.report = closing.close_run(report, settings, status)
         assert self.report.verdict is not None
         session.exitstatus = self.report.verdict.exit_code
         if self._file is not None:
             self._file.update(self.report)
         closing.write_reports(self.report, settings, self.session.environ)
-        self._print(terminal.verdict_lines(self.report))
+        self._print([*fleet_lines(self.report.pods), *terminal.verdict_lines(self.report)])
         return result
+
+    def give_up(self, nodeid: str, reason: str) -> None:
+        """The watchdog's: a test hangs where nothing can interrupt it. Ends the process."""
+        with self._lock:
+            hung = CheckResult(nodeid=plain(nodeid), outcome="error", reason=reason)
+            report = replace(self._with_facts().with_check(hung), running=plain(nodeid))
+            report = closing.close_run(report, replace(self.session.settings, baseline=None), 1)
+            if self._file is not None:
+                self._file.update(report)
+            capture = self.config.pluginmanager.get_plugin("capturemanager")
+            if capture is not None:
+                capture.suspend_global_capture(in_=True)
+            faulthandler.dump_traceback(file=sys.__stderr__ or 2)
+            if not self.is_worker and report.verdict is not None:
+                print(f"\n{report.verdict.line}", file=sys.__stdout__, flush=True)
+            os._exit(1)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The tables, above pytest's own last line; the verdict follows after it."""
         verbosity = terminalreporter.verbosity
+        if self.controller is not None and self.controller.is_fleet:
+            return  # its one table comes with the verdicts
         if self.active and verbosity >= 0:
             self._print(terminal.summary_lines(self._with_facts(), verbosity=verbosity))
 
@@ -135,7 +218,7 @@ class RunLog:
                 reporter.write_line(line.text, **line.kwargs)
 
 
-def _uses_worker(item: pytest.Item) -> bool:
+def uses_worker(item: pytest.Item) -> bool:
     return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
@@ -163,7 +246,20 @@ def _result(nodeid: str, phases: list[pytest.TestReport], seconds: float) -> Che
     )
 
 
-def _reason(report: pytest.TestReport) -> str:
+def _with_reruns(result: CheckResult, reruns: int) -> CheckResult:
+    """A check that passes only when tried again says so."""
+    times = f"{reruns} time{'' if reruns == 1 else 's'}"
+    note = Record(
+        name="reruns",
+        outcome="warned",
+        expected=0,
+        measured=reruns,
+        reason=f"{result.nodeid} failed {times} before this",
+    )
+    return replace(result, records=(*result.records, note))
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Why it was skipped, or the first line of what it raised."""
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")

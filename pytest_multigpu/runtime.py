@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from .fixtures import session_of
+from .freeing import clear_failure, give_back, ran_out_of_memory
 from .limits import measured
 from .markers import check_needs
 from .outcomes import annotate, open_gate, run_check
+from .timeouts import limit_check
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    limit_check(item, session_of(item.config))  # before pytest-timeout reads the marks
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,5 +48,7 @@ def pytest_runtest_makereport(
     annotate(item, report)
     if call.excinfo is not None and not item.config.getoption("usepdb", False):
         # The text is made; a failed test's frames would keep its tensors on the GPUs.
-        traceback.clear_frames(call.excinfo.tb)
+        clear_failure(call.excinfo.value)
+        if ran_out_of_memory(call.excinfo.value):
+            give_back()
     return report

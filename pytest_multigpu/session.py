@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .closing import read_expected_skips
 from .errors import MultiGpuError
 from .judging.vram import HELD_LIMIT
 from .options import Settings
@@ -21,6 +22,7 @@ from .records.plan import Plan
 from .records.progress import Progress
 
 if TYPE_CHECKING:
+    from .judging.skips import ExpectedSkips
     from .machine.health import Sampler
     from .machine.worker import WorkerHandle
     from .model.loaded import LoadedModel
@@ -67,6 +69,14 @@ class GpuSession:
         """The plans of this model on this machine, tier by tier."""
         return PlanBook(self.settings, self.machine, self.environ)
 
+    @cached_property
+    def expected_skips(self) -> ExpectedSkips | None:
+        """The list of ``--gpu-expected-skips``; None without that option.
+
+        :raises UsageError: it cannot be read.
+        """
+        return read_expected_skips(self.settings.expected_skips)
+
     @property
     def plan(self) -> Plan:
         """The plan that this run checks."""
@@ -98,6 +108,11 @@ class GpuSession:
             if worker:
                 self._start_worker()
 
+    def look_again(self) -> None:
+        """Forget the machine and its plans: the mask changed, or others let go of memory."""
+        for name in ("machine", "plans"):
+            self.__dict__.pop(name, None)
+
     def _wait_for_memory(self) -> None:
         """Plan with what is free once others have let go of it, waiting ``--gpu-wait`` at most.
 
@@ -107,7 +122,7 @@ class GpuSession:
         held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
         while held and not self.plan.fits and time.monotonic() < deadline:
             time.sleep(0.5)
-            del self.machine, self.plans
+            self.look_again()
             held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
 
     def _start_worker(self) -> WorkerHandle:

@@ -53,7 +53,7 @@ def decide(report: RunReport, *, exit_status: int = 0, strict: bool = False) -> 
     return Verdict(
         ready=False,
         exit_code=code,
-        line=f"NOT READY: {reasons[0]}{more}{_scope(report)}",
+        line=f"NOT READY: {reasons[0]}{more}{scope_of(report)}",
         reasons=tuple(reasons),
     )
 
@@ -66,7 +66,7 @@ def _failures(checks: tuple[CheckResult, ...], *, strict: bool) -> list[tuple[in
     found: list[tuple[int, str]] = []
     for check in checks:
         if check.outcome == "skipped":
-            if strict and check.hardware_skip:
+            if strict and check.hardware_skip and not check.expected_skip:
                 found.append((_SHORT, check.reason or f"{check.nodeid} was skipped"))
             continue
         for record in check.failed_records:
@@ -124,7 +124,7 @@ def _aside(parts: list[str]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _scope(report: RunReport) -> str:
+def scope_of(report: RunReport) -> str:
     """What the run did not touch, so that nobody takes it for more than it is."""
     simulated = report.machine.simulated if report.machine else None
     if simulated:
@@ -135,7 +135,7 @@ def _scope(report: RunReport) -> str:
 
 
 def _ready_line(report: RunReport) -> str:
-    scope = _scope(report)
+    scope = scope_of(report)
     subject = ""
     if report.plan is not None and report.tier != "cpu":
         subject = f"{report.plan.architecture.model} in {report.plan.architecture.tier}"

@@ -33,6 +33,10 @@ class CheckResult:
     """A check of this package; False for people's own tests."""
     hardware_skip: bool = False
     """Skipped because the machine lacks what it needs."""
+    expected_skip: bool = False
+    """Skipped, and ``--gpu-expected-skips`` says that it is."""
+    worker: str = ""
+    """Where it ran, if every machine of a fleet runs every test: ``gw1``."""
     shortfall: bool = False
     """A failure without records that means only that the machine falls short."""
 
@@ -90,6 +94,16 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pod:
+    """One machine of a fleet and its own run."""
+
+    name: str
+    """xdist's name of the worker: ``gw0``, or the id of its ``--tx``."""
+    host: str
+    report: RunReport
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """The run so far. Frozen: ``replace`` or ``with_check`` make the next state."""
 
@@ -112,6 +126,8 @@ class RunReport:
     peaks: tuple[PhasePeaks, ...] = ()
     vram: tuple[VramSample, ...] = ()
     spans: tuple[Span, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    """The machines of a fleet (``--dist=each``); empty for a run on one machine."""
     verdict: Verdict | None = None
     """None while the run goes on."""
 

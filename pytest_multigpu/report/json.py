@@ -52,6 +52,10 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "spans": [{"nodeid": s.nodeid, "start": s.start, "end": s.end} for s in report.spans],
         "versions": dict(report.versions),
     }
+    if report.pods:
+        data["pods"] = [
+            {"name": pod.name, "host": pod.host, **to_json(pod.report)} for pod in report.pods
+        ]
     finite: dict[str, Any] = _finite(data)
     return finite
 

@@ -7,8 +7,14 @@ import pytest_multigpu.planview
 import pytest_multigpu.runlog
 import pytest_multigpu.runtime  # noqa: F401
 
+OTHERS = ("hypothesispytest", "cacheprovider", "randomly", "memray", "html", "pytest_cov")
+"""Plugins that inner runs do without, unless they are about them."""
+
 
 @pytest.fixture(autouse=True)
 def _only_our_plugins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inner runs load what they are about; hypothesis alone would add half a second to each."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:cacheprovider")
+    """Inner runs load what they are about; hypothesis alone would add half a second to each.
+
+    And pytest-randomly imports numpy, which pytester would have to import twice.
+    """
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in OTHERS))
