@@ -10,14 +10,40 @@
     ├── LoadError           the model could not be put on the devices
     └── ScoringError        a score could not be computed; never turned into a score
 
-Imports nothing.
+Imports the standard library.
 """
 
 from __future__ import annotations
 
+import reprlib
+
+
+def one_line(text: str) -> str:
+    """``text`` with line breaks, escape sequences and lone surrogates written out (``\\n``).
+
+    Names from people's files end up in messages; a terminal, JUnit and UTF-8 must bear them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(part if part.isprintable() else repr(part)[1:-1] for part in text)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlong = 40
+_SHORT.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """``repr`` of a value from somebody's file for a message: short, however large or deep."""
+    return _SHORT.repr(value)
+
 
 class MultiGpuError(Exception):
     """Base of every error this package raises on purpose. ``str(error)`` is one line."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(MultiGpuError):

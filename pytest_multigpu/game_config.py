@@ -7,12 +7,13 @@ them, is the game's own and left alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .errors import UsageError, shown
 
 # Backends of such games that run nothing on this machine: there is nothing to check for them.
 _REMOTE_BACKENDS = ("claude", "mock", "modal", "modal_probe", "openai", "openrouter")
@@ -38,7 +39,7 @@ def read_game_config(path: Path) -> GameConfig:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise UsageError(f"{path}: malformed JSON: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path}: must hold one JSON object, not {type(data).__name__}")
@@ -54,7 +55,7 @@ def _check_backend(path: Path, data: dict[str, Any]) -> None:
     backend = _text(path, data, "backend_type")
     if backend is not None and backend.casefold() in _REMOTE_BACKENDS:
         raise UsageError(
-            f"{path}: backend_type: {backend!r} runs no model on this machine, so there is "
+            f"{path}: backend_type: {shown(backend)} runs no model on this machine, so there is "
             'nothing to check; set it to a local backend such as "probe"'
         )
 
@@ -62,8 +63,8 @@ def _check_backend(path: Path, data: dict[str, Any]) -> None:
 def _tier(path: Path, data: dict[str, Any]) -> str | None:
     quantised = _flag(path, data, "use_quantized")
     bits = data.get("quantization_bits")
-    if bits is not None and (isinstance(bits, bool) or bits not in (4, 8, 16)):
-        raise UsageError(f"{path}: quantization_bits: {bits!r} is not known; write 4, 8 or 16")
+    if bits is not None and (type(bits) is not int or bits not in (4, 8, 16)):
+        raise UsageError(f"{path}: quantization_bits: {shown(bits)} is not known; write 4, 8 or 16")
     if quantised is False:
         return "16bit"
     if quantised and bits is None:
@@ -75,12 +76,15 @@ def _probe(path: Path, data: dict[str, Any]) -> str | None:
     detector = _text(path, data, "detector_path")
     if detector is None or _flag(path, data, "provide_probe_scores") is False:
         return None
-    given = Path(detector).expanduser()
-    # The game resolves it from where it is started; a file beside the config is the other habit.
-    for candidate in (given, path.parent / given):
-        if candidate.is_file():
-            return str(candidate)
-    raise UsageError(f"{path}: detector_path: no file {detector!r}; check the path")
+    # No such user's home, or a name longer than the file system allows: no such file either.
+    with contextlib.suppress(OSError, RuntimeError):
+        given = Path(detector).expanduser()
+        # The game resolves it from where it is started; a file beside the config is the other
+        # habit.
+        for candidate in (given, path.parent / given):
+            if candidate.is_file():
+                return str(candidate)
+    raise UsageError(f"{path}: detector_path: no file {shown(detector)}; check the path")
 
 
 def _text(path: Path, data: dict[str, Any], key: str) -> str | None:
@@ -88,7 +92,7 @@ def _text(path: Path, data: dict[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{path}: {key}: {value!r} is not a text; write it in quotes")
+        raise UsageError(f"{path}: {key}: {shown(value)} is not a text; write it in quotes")
     return value
 
 
@@ -96,4 +100,4 @@ def _flag(path: Path, data: dict[str, Any], key: str) -> bool | None:
     value = data.get(key)
     if value is None or isinstance(value, bool):
         return value
-    raise UsageError(f"{path}: {key}: {value!r} is neither true nor false")
+    raise UsageError(f"{path}: {key}: {shown(value)} is neither true nor false")

@@ -269,7 +269,7 @@ def read_json(path: Path, option: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option}: {path}: cannot be read: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise UsageError(f"{option}: {path}: malformed JSON: {error}") from None
 
 

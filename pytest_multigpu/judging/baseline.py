@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..records.baseline import (
     DEFAULT_RULE,
     KINDS,
@@ -223,8 +223,8 @@ def _judge(before: Measurement, now: Measurement, tolerance: Tolerance) -> Recor
     if before.kind == "score":
         expected = f"{before.value:.6g} within {slack:.6g}"
     else:
-        shown = int(bound) if before.kind == "peak" else float(f"{bound:.6g}")
-        expected = f"{words} {shown}"
+        limit = int(bound) if before.kind == "peak" else float(f"{bound:.6g}")
+        expected = f"{words} {limit}"
     percent = f"{abs(change) / abs(before.value):.1%}" if before.value else f"{abs(change):.6g}"
     direction = "higher" if change > 0 else "lower"
     on = f" on {_shown(now.device)}" if now.device else ""
@@ -261,8 +261,8 @@ def parse_baselines(data: Any, file: str) -> dict[str, Baseline]:
     if not isinstance(data, dict) or not isinstance(data.get("baselines"), dict):
         raise UsageError(f"{file}: is not a baseline file; {remedy}")
     if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
-        shown = _short(data.get("schema"))
-        raise UsageError(f"{file}: schema is {shown}, known is {SCHEMA}; {remedy}")
+        found_schema = _short(data.get("schema"))
+        raise UsageError(f"{file}: schema is {found_schema}, known is {SCHEMA}; {remedy}")
     found = {}
     for key, values in data["baselines"].items():
         if not isinstance(values, dict):
@@ -295,8 +295,7 @@ def _short(value: Any) -> str:
     """A repr that stays on the line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
         return "a huge number"
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return shown(value)
 
 
 def dump_baselines(baselines: Mapping[str, Baseline]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line, shown
 from ..records.host import CheckpointReport
 from .host import hub_cache
 
@@ -24,6 +24,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER = 100_000_000
 """The limit that safetensors itself sets."""
+_MAX_NUMBER = 1 << 60
+"""Of elements or bytes; no file is larger."""
 _LFS = b"version https://git-lfs"
 _DTYPE_BITS = {
     "F4": 4,
@@ -109,13 +111,13 @@ def check_checkpoint(path: Path | str) -> CheckpointReport:
         weight_map: dict[str, str] = {}
         if not _exists(folder / SINGLE):
             problems.append(_no_weights(folder, fetch))
-            return CheckpointReport(path=str(folder), problems=tuple(problems))
+            return CheckpointReport(path=str(folder), problems=tuple(map(one_line, problems)))
     else:
         try:
             weight_map = _read_index(folder / INDEX)
         except _DamagedError as error:
             problems.append(f"{folder / INDEX} {error}; {fetch}")
-            return CheckpointReport(path=str(folder), problems=tuple(problems))
+            return CheckpointReport(path=str(folder), problems=tuple(map(one_line, problems)))
         names = tuple(sorted(set(weight_map.values())))
     total, tensors = 0, 0
     for name in names:
@@ -139,7 +141,7 @@ def check_checkpoint(path: Path | str) -> CheckpointReport:
         total_bytes=total,
         files=names,
         tensors=tensors,
-        problems=tuple(problems),
+        problems=tuple(map(one_line, problems)),
     )
 
 
@@ -185,9 +187,15 @@ def _read_index(file: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise _DamagedError("has no weight_map")
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
-            raise _DamagedError(f"names {shard!r} for {tensor}, which is no file name")
+        if not isinstance(shard, str) or not _is_file_name(shard):
+            raise _DamagedError(f"names {shown(shard)} for {tensor}, which is no file name")
     return weight_map
+
+
+def _is_file_name(name: str) -> bool:
+    """One that any file system takes: not a path, no control characters, 255 bytes at most."""
+    plain = name.isprintable() and name not in ("", ".", "..") and Path(name).name == name
+    return plain and len(name.encode()) <= 255
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -236,7 +244,9 @@ def _data_bytes(tensors: Mapping[str, Any]) -> int:
         try:
             begin, end = entry["data_offsets"]
             shape, dtype = entry["shape"], entry["dtype"]
-            numbers_valid = all(type(n) is int and n >= 0 for n in (begin, end, *shape))
+            numbers_valid = all(
+                type(n) is int and 0 <= n <= _MAX_NUMBER for n in (begin, end, *shape)
+            )
         except (KeyError, TypeError, ValueError):
             raise _DamagedError(f"is damaged: its header's entry {name} is malformed") from None
         bits = _DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None

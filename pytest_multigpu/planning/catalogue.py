@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..units import MIB
 
 PRICES_AS_OF = "2026-11"
@@ -191,6 +191,9 @@ def _folded(name: str) -> str:
     return name.casefold().replace(" ", "").replace("_", "").replace("-", "")
 
 
+MOST_BYTES = 1 << 50
+LEAST_RATE = 1e-6
+"""GB/s or US dollars an hour: below, estimates divided by it would overflow."""
 _FIELDS = ("name", "total", "reserved", "bandwidth", "price", "capability", "nvlink")
 
 
@@ -243,26 +246,27 @@ def _merged(known: GpuType | None, key: str, fields: object, source: str) -> Gpu
 def _field(where: str, field: str, value: object) -> dict[str, Any]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if field in ("total", "reserved"):
-        if not isinstance(value, int) or isinstance(value, bool) or value < (field == "total"):
-            raise UsageError(f"{where} is {value!r}, not a number of bytes; write 85520809984")
+        least = 1 if field == "total" else 0
+        if type(value) is not int or not least <= value <= MOST_BYTES:
+            raise UsageError(f"{where} is {shown(value)}, not a number of bytes; write 85520809984")
         return {f"{field}_bytes": value}
     if field in ("bandwidth", "price"):
-        if not number or not 0 < float(str(value)) < 1e6:
+        if not number or not LEAST_RATE <= float(str(value)) < 1e6:
             unit = "GB/s" if field == "bandwidth" else "US dollars per hour"
-            raise UsageError(f"{where} is {value!r}, not a number above 0 in {unit}")
+            raise UsageError(f"{where} is {shown(value)}, not a number above 0 in {unit}")
         name = "bandwidth_gb_s" if field == "bandwidth" else "price_usd_hour"
         return {name: float(str(value))}
     if field == "capability":
         pair = isinstance(value, list) and len(value) == 2
         if not pair or not all(type(part) is int for part in value):  # type: ignore[attr-defined]
-            raise UsageError(f"{where} is {value!r}, not a compute capability; write [9, 0]")
+            raise UsageError(f"{where} is {shown(value)}, not a compute capability; write [9, 0]")
         return {"capability": tuple(value)}  # type: ignore[arg-type]
     if field == "nvlink":
         if not isinstance(value, bool):
-            raise UsageError(f"{where} is {value!r}; write true or false")
+            raise UsageError(f"{where} is {shown(value)}; write true or false")
         return {"nvlink": value}
     if field == "name":
         if not isinstance(value, str) or not value:
-            raise UsageError(f"{where} is {value!r}; write the name that nvidia-smi shows")
+            raise UsageError(f"{where} is {shown(value)}; write the name that nvidia-smi shows")
         return {"name": value}
     raise UsageError(f"{where} is not a known key; known: {', '.join(_FIELDS)}")

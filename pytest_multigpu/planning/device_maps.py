@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap
 
@@ -114,11 +114,13 @@ def _device(value: object, key: str, source: str, count: int) -> int | str:
         if number.isascii() and number.isdigit() and len(number) < 5:
             value = int(number)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f'{source}: {key} is on {value!r}; write a GPU\'s number, "cpu" or "disk"')
+        raise UsageError(
+            f'{source}: {key} is on {shown(value)}; write a GPU\'s number, "cpu" or "disk"'
+        )
     if not 0 <= value < count:
         seen = "CUDA sees no GPU" if not count else f"CUDA sees {_range(count)}"
         raise UsageError(
-            f"{source}: {key} is on GPU {value}, but {seen}; edit the file or rent another machine"
+            f"{source}: {key} is on GPU {shown(value)}, but {seen}; edit the file or rent another machine"
         )
     return value
 
