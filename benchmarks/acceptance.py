@@ -92,6 +92,21 @@ def all_scenarios(machine: Machine, folder: Path) -> Iterator[Scenario]:
                 exit_code=0,
                 line=f"^READY: llama-3.3-70b in {tier} on {gpus} x",
             )
+            if placement:
+                yield Scenario(
+                    name=f"{tier}-auto",
+                    args=(f"--gpu-tier={tier}", "-m", "quick"),
+                    exit_code=1,
+                    line=r"^NOT READY: .*(refuses|would go to the CPU).*--gpu-placement=balanced",
+                )
+    if gpus > 1 and machine.visible_gpus[0].free_bytes > 145e9:
+        yield Scenario(
+            name="one-gpu-16bit-balanced",
+            args=("--gpu-tier=16bit", "--gpu-placement=balanced"),
+            environ={"CUDA_VISIBLE_DEVICES": "0"},
+            exit_code=0,
+            line="^READY: llama-3.3-70b in 16bit on 1 x",
+        )
     yield Scenario(name="quick", args=("-m", "quick"), exit_code=0, line="^READY: ")
     yield Scenario(
         name="one-gpu-16bit",

@@ -357,7 +357,11 @@ def run(chosen: dict[str, list[int]], workers: int) -> list[Outcome]:
 
 
 def table(
-    outcomes: list[Outcome], counts: dict[str, int], seconds: float, command: str, why: dict[str, str]
+    outcomes: list[Outcome],
+    counts: dict[str, int],
+    seconds: float,
+    command: str,
+    why: dict[str, str],
 ) -> str:
     """Markdown: killed and survived for each module, then every survivor with why."""
     killed = sum(outcome.killed for outcome in outcomes)

@@ -61,6 +61,11 @@ def run_check(item: pytest.Function, *, strict: bool) -> None:
 
 def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
     """Put what we know onto pytest's report as plain data, which survives xdist's wire."""
+    if item.stash.get(_HARDWARE_SKIP, False) and report.when == "setup":
+        path, line, _ = item.reportinfo()
+        text = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+        # Where the test stands, not where this plugin skipped it.
+        report.longrepr = (str(path), 1 if line is None else line + 1, text)
     records = item.stash.get(RECORDS, [])
     notes: dict[str, Any] = {
         "is_check": check_needs(item) is not None,

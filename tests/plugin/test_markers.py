@@ -58,7 +58,7 @@ def test_skip_names_need_and_found(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest("-rs")
     text = "needs 2 GPUs with 40.0 GiB free each; found 1 (GPU 0: 79.2 GiB free)"
     result.assert_outcomes(skipped=1)
-    assert text in result.stdout.str()
+    assert f"test_skip_names_need_and_found.py:3: {text}" in result.stdout.str()
     assert result.ret == 0
     assert result.outlines[-1] == "NOT READY: no check was executed (1 skipped)"
 

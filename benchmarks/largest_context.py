@@ -1,0 +1,110 @@
+"""The largest context that the plan promises, run for real; 5% more, refused by the plan.
+
+    python benchmarks/largest_context.py --tier 4bit --placement balanced --out FILE.json
+
+Loads the synthetic 70B as planned, prefills and decodes up to the predicted largest context, and
+compares the peaks with the cards. Then plans for 5% more: the plan must refuse and name the GPU
+and what it lacks. Prints the largest context under ``auto`` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_multigpu.machine.nvml import read_machine
+from pytest_multigpu.options import Settings
+from pytest_multigpu.planbook import PlanBook
+from pytest_multigpu.planning.fit import largest_context
+from pytest_multigpu.records.plan import Plan
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="the largest context that fits, run for real")
+    parser.add_argument("--tier", default="4bit", choices=["4bit", "8bit", "16bit"])
+    parser.add_argument("--placement", default="balanced", choices=["auto", "balanced"])
+    parser.add_argument("--at-most", type=int, default=10**9, help="tokens; for the run's time")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    machine = read_machine(os.environ)
+    settings = Settings(tier=options.tier, placement=options.placement)
+
+    def planned(tokens: int, placement: str) -> Plan:
+        asked = replace(settings, context=tokens, placement=placement)
+        return PlanBook(asked, machine, os.environ).chosen
+
+    largest = {
+        placement: largest_context(
+            planned(2048, placement).architecture,
+            lambda tokens, placement=placement: planned(tokens, placement).device_map,
+            machine,
+        )
+        for placement in ("auto", "balanced")
+    }
+    tokens = min(largest[options.placement], options.at_most)
+    beyond = planned(int(largest[options.placement] * 1.05) + 1, options.placement)
+    plan = planned(tokens, options.placement)
+    print(f"largest context: {largest}; running {tokens} tokens, placement {options.placement}")
+    print(f"5% more: {'fits' if beyond.fits else beyond.reasons[0]}")
+    result = {
+        "tier": options.tier,
+        "placement": options.placement,
+        "gpus": [gpu.name for gpu in machine.visible_gpus],
+        "largest_tokens": largest,
+        "ran_tokens": tokens,
+        "five_percent_more": list(beyond.reasons),
+        "layers": {device.device: device.layers for device in plan.devices},
+        **run(plan),
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return (
+        0 if not beyond.fits or beyond.context_tokens > (plan.architecture.max_context or 0) else 1
+    )
+
+
+def run(plan: Plan) -> dict[str, object]:
+    """Load as planned and fill the whole context; the peaks of each phase beside the plan's."""
+    from pytest_multigpu.model.loading import load_model
+    from pytest_multigpu.model.memory import PeakMeter
+    from pytest_multigpu.model.peaks import measure_phases
+
+    architecture = plan.architecture
+    loaded = load_model(
+        architecture.model, tier=architecture.tier, device_map=plan.device_map, plan=plan,
+        weights="synthetic",
+    )  # fmt: skip
+    devices = tuple(d.device for d in plan.devices if d.device.startswith("cuda:"))
+    began = time.monotonic()
+    phases = measure_phases(
+        loaded, PeakMeter(devices), context_tokens=plan.context_tokens, batch=plan.batch
+    )
+    peaks = {
+        device: max(
+            reading.used_bytes or 0
+            for phase in phases
+            for reading in phase.readings
+            if reading.device == device
+        )
+        for device in devices
+    }
+    for row in plan.devices:
+        if row.device in peaks:
+            used = peaks[row.device]
+            print(
+                f"{row.device}: predicted {row.peak_bytes}, measured {used}, limit {row.limit_bytes}"
+            )
+    return {
+        "seconds": time.monotonic() - began,
+        "predicted_bytes": {d.device: d.peak_bytes for d in plan.devices},
+        "measured_bytes": peaks,
+        "limit_bytes": {d.device: d.limit_bytes for d in plan.devices},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
