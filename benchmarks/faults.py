@@ -189,7 +189,9 @@ def judge(
         return actual, f"no verdict; {stderr.strip().splitlines()[-1:]}"
     if report["line"] != actual or report["exit_code"] != code:
         return actual, "the report says something else"
-    return actual, _differences(fault, code, actual, red_rows(report))
+    return actual, _differences(
+        fault, code, actual, red_rows(report, strict="--gpu-strict" in fault.args)
+    )
 
 
 def _differences(fault: Fault, code: int, actual: str, red: Sequence[str]) -> str:
@@ -206,12 +208,13 @@ def _differences(fault: Fault, code: int, actual: str, red: Sequence[str]) -> st
     return f"also red: {other[0]}" if other else ""
 
 
-def red_rows(report: Mapping[str, Any]) -> list[str]:
-    """``GPU 1 -> GPU 2: 512 of 1,024 bytes differ``: every red row of a report."""
+def red_rows(report: Mapping[str, Any], *, strict: bool = False) -> list[str]:
+    """``GPU 1 -> GPU 2: 512 of 1,024 bytes differ; rent another``: every red row of a report."""
+    outcomes = ("failed", "error", "unknown") if strict else ("failed", "error")
     return [
-        f"{row['device']}: {row['reason'] or row['name']}".removeprefix(": ")
+        f"{row['device']}: {row['reason'] or row['name']}; {row['remedy']}".removeprefix(": ")
         for row in report["checks"]
-        if row["outcome"] in ("failed", "error")
+        if row["outcome"] in outcomes
     ]
 
 
