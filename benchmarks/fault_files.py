@@ -1,4 +1,4 @@
-"""Files that the campaign's runs are given: small checkpoints, probes and tests, whole or damaged."""
+"""Files that the campaign's runs are given: checkpoints, probes and tests, whole or damaged."""
 
 from __future__ import annotations
 
