@@ -309,7 +309,7 @@ COPIES = [
         r"not measured: GPU 1 has 1 MiB free; copies and arithmetic need",
         fault={"kind": "full", "gpu": 1},
         args="-m quick --gpu-strict",
-        also=(r".*not measured.*",),
+        also=(r"not measured", r"^test_"),
     ),
 ]
 
@@ -364,10 +364,10 @@ CHECKPOINTS = [
     Fault(
         name="disk full",
         issue=3,
-        reason=r"the checkpoint needs .* at .*checkpoint; found 0 B free",
+        reason=r"the checkpoint needs .* at .*/small/checkpoint; found 0 B free",
         line=r"00002-of-00003\.safetensors is missing",
-        plants=(("disk", {"free_bytes": 0}),),
-        prepare=files.damaged(lambda where: (where / files.SHARD).unlink()),
+        around=files.small_disk,
+        prepare=files.fill_disk,
         args=f"{MODEL} -m quick --gpu-model={{checkpoint}}",
         also=(r"is missing",),
     ),
@@ -421,10 +421,9 @@ PLANS = [
     Fault(
         name="auto refuses 8 bit on one card",
         issue=2,
-        reason=r"device_map='auto' refuses|auto",
+        reason=r"device_map='auto' refuses: .*--gpu-placement=balanced fits",
         plants=(nvml(gpus=1),),
         args="-m quick --gpu-tier=8bit",
-        exit=10,
         also=(r".*",),
     ),
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,31 +54,10 @@ def hog(gpu: int, size_bytes: int) -> Callable[[Path], contextlib.AbstractContex
     return around
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A tmpfs of 1 MiB at ``small``."""
-    where = folder / "small"
-    where.mkdir()
-    if os.geteuid() != 0:
-        raise NotHereError("mounting a small disk takes root")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise NotHereError(f"no disk can be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(where)], check=True)
-
-
-def fill_disk(folder: Path) -> dict[str, str]:
-    """A checkpoint that lacks a shard, on a disk without room for it."""
-    where = files.checkpoint(folder / "small")
-    (where / files.SHARD).unlink()
-    with contextlib.suppress(OSError), (folder / "small" / "filler").open("wb", 0) as stream:
-        while True:
-            stream.write(bytes(4096))
-    return {"checkpoint": str(where)}
+def held_bytes() -> int:
+    """40 GiB, but no less than 0.3 and no more than half of the card."""
+    total = MACHINE.gpus[HELD].total_bytes if GPUS else 0
+    return min(max(40 * GIB, total * 3 // 10), total // 2)
 
 
 def spread(folder: Path) -> None:
@@ -149,10 +127,10 @@ def pair(name: str, how: str, kind: str) -> Fault:
 
 ONE = [
     alone(
-        f"40 GiB held on GPU {HELD}",
+        f"{held_bytes() // GIB} GiB held on GPU {HELD}",
         rf"GPU {HELD} .*held by",
         args="-m quick --gpu-wait=1",
-        around=hog(HELD, min(40 * GIB, MACHINE.gpus[HELD].total_bytes // 2)) if GPUS else None,
+        around=hog(HELD, held_bytes()),
     ),
     alone(
         "NVML missing beside device files",
@@ -223,8 +201,8 @@ ONE = [
         issue=3,
         reason=r"the checkpoint needs .* at .*/small/checkpoint; found 0 B free",
         line=r"00002-of-00003\.safetensors is missing",
-        around=small_disk,
-        prepare=fill_disk,
+        around=files.small_disk,
+        prepare=files.fill_disk,
         args="-k test_checkpoint_and_disk --gpu-model={checkpoint}",
         also=(r"is missing",),
     ),
@@ -233,7 +211,7 @@ ONE = [
         issue=2,
         reason=r"\d+ blocks would go to the CPU: model\.layers\.\d+",
         env={"CUDA_VISIBLE_DEVICES": "0"},
-        args="-k test_plan --gpu-tier=16bit",
+        args="-k test_plan.py --gpu-tier=16bit",
         exit=1 if GPUS and MACHINE.gpus[0].total_bytes > 145e9 else 10,
         also=(r"the plan puts model\.layers", r"and 0 fit"),
     ),
@@ -242,7 +220,7 @@ ONE = [
         issue=2,
         reason=r"1 block would go to the CPU: model\.layers\.5",
         prepare=files.text(map__json='{"": 0, "model.layers.5": "cpu"}'),
-        args="-k test_plan --gpu-tier=16bit --gpu-model=tiny-llama "
+        args="-k test_plan.py --gpu-tier=16bit --gpu-model=tiny-llama "
         "--gpu-placement={folder}/map.json",
         also=(r"the plan puts model\.layers\.5 on cpu", r"and 0 fit"),
     ),
@@ -251,7 +229,7 @@ ONE = [
         issue=2,
         reason=rf"map\.json: model\.layers\.5 is on GPU {GPUS}, but CUDA sees",
         prepare=files.text(map__json=json.dumps({"": 0, "model.layers.5": GPUS})),
-        args="-k test_plan --gpu-placement={folder}/map.json --gpu-model=tiny-llama",
+        args="-k test_plan.py --gpu-placement={folder}/map.json --gpu-model=tiny-llama",
         exit=4,
     ),
     model(

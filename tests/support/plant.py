@@ -164,13 +164,6 @@ def plant_host(**fields: Any) -> None:
     _put(host, read_host_memory=lambda: dataclasses.replace(real(), **fields))
 
 
-def plant_disk(free_bytes: int) -> None:
-    from pytest_multigpu.machine import host
-
-    real = host.read_disk
-    _put(host, read_disk=lambda path: dataclasses.replace(real(path), free_bytes=free_bytes))
-
-
 # The model
 
 
