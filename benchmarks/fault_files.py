@@ -1,12 +1,17 @@
-"""Files that the campaign's runs are given: small checkpoints, probes and tests, whole or damaged."""
+"""Files that the campaign's runs are given: checkpoints, probes and tests, whole or damaged."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.faults import NotHereError
 
 Values = Mapping[str, str]
 
@@ -180,8 +185,6 @@ class _Runs:
         self.command = command
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import os
-
         return os.system, (self.command,)
 
 
@@ -211,3 +214,30 @@ def device_map(changes: Mapping[str, int | str], layers: int = 80) -> Callable[[
         (folder / "map.json").write_text(json.dumps(spread | dict(changes)))
 
     return prepare
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A tmpfs of 1 MiB at ``small``."""
+    where = folder / "small"
+    where.mkdir()
+    if os.geteuid() != 0:
+        raise NotHereError("mounting a small disk takes root")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise NotHereError(f"no disk can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+def fill_disk(folder: Path) -> dict[str, str]:
+    """A checkpoint that lacks a shard, on a disk without room for it."""
+    where = checkpoint(folder / "small")
+    (where / SHARD).unlink()
+    with contextlib.suppress(OSError), (folder / "small" / "filler").open("wb", 0) as stream:
+        while True:
+            stream.write(bytes(4096))
+    return {"checkpoint": str(where)}

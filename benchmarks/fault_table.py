@@ -67,7 +67,11 @@ def shard(name: str, reason: str, change: Any, **more: Any) -> Fault:
     )
 
 
-NO_GPU_LEFT = (r"of weights have no GPU to go to", r"were asked for and 0 fit")
+NO_GPU_LEFT = (
+    r"of weights have no GPU to go to",
+    r"were asked for and 0 fit",
+    r"the GPUs could not be asked",
+)
 UNASKED = (r"torch sees no GPU", r"CUDA was not asked")
 OTHER_COPIES = r"bytes differ \((all zero|stale|mixed)\)"
 
@@ -110,14 +114,14 @@ MACHINE = [
     machine(
         "GPU lost before the run",
         r"GPU 2 cannot be read: GPU is lost",
-        nvml(lose=[2]),
-        also=(r"GPU 2: .*",),
+        nvml(lose=[2], unseen=[2]),
+        also=(r"CUDA does not see GPU 2;",),
         fast=True,
     ),
     machine(
         "GPU lost midway",
         r"GPU 1 cannot be read: GPU is lost",
-        nvml(lose_later={"nvmlDeviceGetRemappedRows": 1}),
+        nvml(lose_later={"nvmlDeviceGetCurrentClocksEventReasons": 1}),
     ),
     machine(
         "NVML answers an unknown error for one GPU",
@@ -199,6 +203,7 @@ MACHINE = [
         r"GPU 1 .*70\.0 GiB held by a holder that is not visible from here",
         gpu(1, used=70 * GIB),
         args="-m quick --gpu-wait=0 --gpu-tier=16bit",
+        also=(r"GPU 1 lacks", r"were asked for and \d+ fit"),
         issue=2,
     ),
     visible(
@@ -219,10 +224,10 @@ MACHINE = [
     visible(
         "one GPU for 16 bit",
         "2",
-        r"lacks|does not fit|weights",
+        r"\d+ blocks would go to the CPU: model\.layers\.4\d.*--gpu-tier=8bit",
         args="-m quick --gpu-tier=16bit",
         exit=10,
-        also=(r".*",),
+        also=(r"the plan puts model\.layers\.4\d", r"were asked for and 0 fit"),
     ),
 ]
 
@@ -232,8 +237,8 @@ COPIES = [
         r"GPU 1 -> GPU 2: [\d,]+ of 1,048,576 bytes differ \(all zero\)",
         fault={"kind": "copy", "pair": [1, 2], "how": "zero"},
         also=(
-            r"-> GPU 1 -> GPU 2.*first wrong after GPU 1 -> GPU 2$",
-            r"first wrong after .*GPU 1 -> GPU 2$",
+            r"-> GPU 1 -> GPU 2.*first wrong after GPU 1 -> GPU 2;",
+            r"first wrong after .*GPU 1 -> GPU 2;",
         ),
         fast=True,
     ),
@@ -241,20 +246,20 @@ COPIES = [
         "pair delivers stale bytes",
         r"GPU 3 -> GPU 0: [\d,]+ of 1,048,576 bytes differ \(stale\)",
         fault={"kind": "copy", "pair": [3, 0], "how": "stale"},
-        also=(r"first wrong after .*GPU 3 -> GPU 0$",),
+        also=(r"first wrong after .*GPU 3 -> GPU 0;",),
     ),
     copy(
         "pair changes bytes",
         r"GPU 0 -> GPU 3: [\d,]+ of 1,048,576 bytes differ \(mixed\)",
         fault={"kind": "copy", "pair": [0, 3], "how": "noise"},
-        also=(r"first wrong after .*GPU 0 -> GPU 3$",),
+        also=(r"first wrong after .*GPU 0 -> GPU 3;",),
     ),
     copy(
         "chain corrupts, pairs are fine",
         r"GPU 0 -> GPU 1 -> GPU 2 -> GPU 3 -> GPU 0: .*\(all zero\).*first wrong after "
-        r"GPU 0 -> GPU 1 -> GPU 2",
+        r"GPU 1 -> GPU 2;",
         fault={"kind": "chain", "pair": [1, 2], "how": "zero"},
-        also=(r"first wrong after .*GPU 1 -> GPU 2$",),
+        also=(r"first wrong after .*GPU 1 -> GPU 2;",),
         fast=True,
     ),
     copy(
@@ -296,15 +301,15 @@ COPIES = [
     ),
     copy(
         "GPU raises while computing",
-        r"the CUDA worker failed at step 'arithmetic' on GPU 1: RuntimeError: CUDA error: an illegal",
+        r"the CUDA worker failed at step 'arithmetic' on GPU 1: RuntimeError: CUDA error: an",
         fault={"kind": "raise", "at": "matmul", "gpus": [1]},
     ),
     copy(
         "no room for the copies, strict",
-        r"GPU 1: not measured: GPU 1 has 1 MiB free; copies and arithmetic need",
+        r"not measured: GPU 1 has 1 MiB free; copies and arithmetic need",
         fault={"kind": "full", "gpu": 1},
         args="-m quick --gpu-strict",
-        also=(r".*not measured.*",),
+        also=(r"not measured", r"^test_"),
     ),
 ]
 
@@ -359,10 +364,10 @@ CHECKPOINTS = [
     Fault(
         name="disk full",
         issue=3,
-        reason=r"the checkpoint needs .* at .*checkpoint; found 0 B free",
+        reason=r"the checkpoint needs .* at .*/small/checkpoint; found 0 B free",
         line=r"00002-of-00003\.safetensors is missing",
-        plants=(("disk", {"free_bytes": 0}),),
-        prepare=files.damaged(lambda where: (where / files.SHARD).unlink()),
+        around=files.small_disk,
+        prepare=files.fill_disk,
         args=f"{MODEL} -m quick --gpu-model={{checkpoint}}",
         also=(r"is missing",),
     ),
@@ -379,11 +384,11 @@ PLANS = [
     Fault(
         name="device map puts layers on the CPU",
         issue=2,
-        reason=r"the plan puts model\.layers\.40 on cpu or disk|model\.layers\.40",
+        reason=r"1 block would go to the CPU: model\.layers\.40",
         plants=(nvml(),),
         prepare=files.device_map({"model.layers.40": "cpu"}),
         args="-m quick --gpu-tier=16bit --gpu-placement={folder}/map.json",
-        exit=10,
+        also=(r"the plan puts model\.layers\.40 on cpu", r"were asked for and 0 fit"),
         fast=True,
     ),
     Fault(
@@ -393,7 +398,6 @@ PLANS = [
         plants=(nvml(),),
         prepare=files.text(map__json='{"": 0}'),
         args="-m quick --gpu-tier=16bit --gpu-placement={folder}/map.json",
-        exit=10,
         also=(r"GPU 0.*", r"were asked for and 0 fit"),
     ),
     Fault(
@@ -417,10 +421,9 @@ PLANS = [
     Fault(
         name="auto refuses 8 bit on one card",
         issue=2,
-        reason=r"device_map='auto' refuses|auto",
+        reason=r"device_map='auto' refuses: .*--gpu-placement=balanced fits",
         plants=(nvml(gpus=1),),
         args="-m quick --gpu-tier=8bit",
-        exit=10,
         also=(r".*",),
     ),
 ]
@@ -590,7 +593,7 @@ PROBES = [
         "scaler on the wrong device",
         r"the probe's mean for hidden_states\[2\] is on meta, its activations on cpu",
         ("scorer", {"mistake": "scaler elsewhere"}),
-        prepare=files.probe(scaler=1.0, normalize=True),
+        prepare=files.probe(scaler=9.7, normalize=True),
         args="--gpu-probe={probe}",
         also=(r".*",),
     ),

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ SECONDS = 150.0
 Plant = tuple[str, dict[str, Any]]
 Prepare = Callable[[Path], "Mapping[str, str] | None"]
 """Writes files into the run's own folder; may return values for ``{name}`` in the arguments."""
-Around = Callable[[], "contextlib.AbstractContextManager[None]"]
+Around = Callable[[Path], "contextlib.AbstractContextManager[None]"]
 
 
 class NotHereError(Exception):
@@ -99,6 +99,8 @@ class Result:
     ok: bool
     why: str = ""
     """Why it is not ok, or why it could not be planted (then ``exit`` is None)."""
+    red: tuple[str, ...] = ()
+    """Every red record, shortened."""
 
 
 def run_fault(fault: Fault, *, keep: Path | None = None) -> Result:
@@ -106,9 +108,9 @@ def run_fault(fault: Fault, *, keep: Path | None = None) -> Result:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fault-")))
         try:
-            values = dict((fault.prepare(folder) if fault.prepare else None) or {})
             if fault.around is not None:
-                stack.enter_context(fault.around())
+                stack.enter_context(fault.around(folder))
+            values = dict((fault.prepare(folder) if fault.prepare else None) or {})
         except NotHereError as error:
             return _result(fault, "not planted", None, 0.0, ok=True, why=str(error))
         command = _command(fault, folder, values)
@@ -136,7 +138,9 @@ def run_fault(fault: Fault, *, keep: Path | None = None) -> Result:
             (keep / f"{fault.name.replace('/', '-')}.txt").write_text(done.stdout + done.stderr)
         report = _read(folder / "report" / "report.json")
         actual, why = judge(fault, done.returncode, done.stdout, done.stderr, report)
-        return _result(fault, actual, done.returncode, seconds, ok=not why, why=why)
+        rows = red_rows(report) if report is not None else []
+        found = _result(fault, actual, done.returncode, seconds, ok=not why, why=why)
+        return replace(found, red=tuple(row[:200] for row in rows))
 
 
 def _command(fault: Fault, folder: Path, values: Mapping[str, str]) -> list[str]:
@@ -189,7 +193,9 @@ def judge(
         return actual, f"no verdict; {stderr.strip().splitlines()[-1:]}"
     if report["line"] != actual or report["exit_code"] != code:
         return actual, "the report says something else"
-    return actual, _differences(fault, code, actual, red_rows(report))
+    return actual, _differences(
+        fault, code, actual, red_rows(report, strict="--gpu-strict" in fault.args)
+    )
 
 
 def _differences(fault: Fault, code: int, actual: str, red: Sequence[str]) -> str:
@@ -206,12 +212,13 @@ def _differences(fault: Fault, code: int, actual: str, red: Sequence[str]) -> st
     return f"also red: {other[0]}" if other else ""
 
 
-def red_rows(report: Mapping[str, Any]) -> list[str]:
-    """``GPU 1 -> GPU 2: 512 of 1,024 bytes differ``: every red row of a report."""
+def red_rows(report: Mapping[str, Any], *, strict: bool = False) -> list[str]:
+    """``GPU 1 -> GPU 2: 512 of 1,024 bytes differ; rent another``: every red row of a report."""
+    outcomes = ("failed", "error", "unknown") if strict else ("failed", "error")
     return [
-        f"{row['device']}: {row['reason'] or row['name']}".removeprefix(": ")
+        f"{row['device']}: {row['reason'] or row['name']}; {row['remedy']}".removeprefix(": ")
         for row in report["checks"]
-        if row["outcome"] in ("failed", "error")
+        if row["outcome"] in outcomes
     ]
 
 

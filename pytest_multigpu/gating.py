@@ -42,7 +42,7 @@ def gate(item: pytest.Item, session: GpuSession) -> Gate:
         return Gate(action="skip", text=_simulated(session))
     if session.machine.problem is not None:
         # Only "no GPU" may skip; a detection that broke is a failure.
-        return Gate(action="fail", text=f"the GPUs could not be asked: {session.machine.problem}")
+        return _not_asked(session)
     lacking = None
     if requirement is not None or measured:
         # A limit needs a GPU to be measured on.
@@ -60,7 +60,7 @@ def model_gate(session: GpuSession) -> Gate:
     if settings.tier == "cpu":
         return RUN
     if session.machine.problem is not None:
-        return Gate(action="fail", text=f"the GPUs could not be asked: {session.machine.problem}")
+        return _not_asked(session)
     lacking = session.plans.why_no_model()
     if lacking is None:
         return RUN
@@ -88,10 +88,16 @@ def _check_gate(needs: str, session: GpuSession) -> Gate:
         return model_gate(session)
     if session.settings.tier == "cpu":
         return Gate(action="skip", text="cpu tier: no GPU is checked")
-    if needs == "gpu" and session.machine.problem is None and not session.machine.visible:
+    if needs == "gpu" and session.machine.problem is not None:
+        return _not_asked(session)
+    if needs == "gpu" and not session.machine.visible:
         # A check that needs the machine says so as a failure; this one has nothing to work on.
         return _lacking(unmet(GpuRequirement(), session.machine) or "", session)
     return RUN
+
+
+def _not_asked(session: GpuSession) -> Gate:
+    return Gate(action="fail", text=f"the GPUs could not be asked: {session.machine.problem}")
 
 
 def _lacking(text: str, session: GpuSession) -> Gate:

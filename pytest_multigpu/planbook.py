@@ -90,7 +90,7 @@ class PlanBook:
             named = self.settings.named_tier
             tiers = GPU_TIERS if named is None else (named,)
             fitting = (plan for plan in map(self.plan, tiers) if plan.fits)
-            self.made = next(fitting, None) or self.plan(tiers[-1])
+            self.made = next(fitting, None) or self._with_remedies(self.plan(tiers[-1]))
         return self.made
 
     def plan(self, tier: Tier) -> Plan:
@@ -153,14 +153,19 @@ class PlanBook:
         if refusal is not None:
             reason = f"device_map='auto' refuses: {refusal}"
             plan = dataclasses.replace(plan, fits=False, reasons=(reason, *plan.reasons))
-        if plan.fits:
-            return plan
+        return plan
+
+    def _with_remedies(self, plan: Plan) -> Plan:
+        """What would make a plan fit; looked for once, since it takes many plans."""
         from .planning.fit import remedies
 
+        if not self.machine.visible:
+            return plan
+        architecture, tier = plan.architecture, plan.architecture.tier
         smaller = GPU_TIERS[GPU_TIERS.index(tier) + 1 :] if tier in GPU_TIERS else ()
         architectures = {name: self.architecture(name) for name in (tier, *smaller)}
         found = remedies(plan, self.machine, architectures=architectures)
-        mendable = settings.placement != "balanced" and self._balanced_fits(architecture)
+        mendable = self.settings.placement != "balanced" and self._balanced_fits(architecture)
         return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=mendable)
 
     def _balanced_fits(self, architecture: Architecture) -> bool:

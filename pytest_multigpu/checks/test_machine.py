@@ -16,7 +16,7 @@ from pytest_multigpu.judging import host as judge_host
 from pytest_multigpu.judging import vram as judge_vram
 from pytest_multigpu.judging.health import judge_health
 from pytest_multigpu.judging.machine import judge_gpus, label
-from pytest_multigpu.judging.visibility import judge_visibility
+from pytest_multigpu.judging.visibility import judge_cuda, judge_environment
 from pytest_multigpu.machine import host
 from pytest_multigpu.machine.checkpoint import check_checkpoint, find_checkpoint
 from pytest_multigpu.machine.holders import wait_for_free
@@ -35,8 +35,15 @@ pytestmark = pytest.mark.quick
 
 @pytest.mark.check(needs="machine")
 def test_gpus(gpu_inventory: Machine) -> list[Record]:
-    """There are GPUs, every one can be read, and they are of one model."""
-    return judge_gpus(gpu_inventory)
+    """There are GPUs, each can be read, they are of one model, and no variable hides any."""
+    records = judge_gpus(gpu_inventory)
+    if gpu_inventory.problem is None:
+        environment = read_environment(os.environ)
+        visibility = read_visibility(
+            gpu_inventory.visible_env, gpu_inventory.gpus, environment.cuda_device_order
+        )
+        records += judge_environment(gpu_inventory, visibility, environment)
+    return records
 
 
 @pytest.mark.check(needs="gpu")
@@ -97,15 +104,13 @@ def test_driver(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record
 
 @pytest.mark.check(needs="gpu")
 def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record]:
-    """NVML, the environment and CUDA agree on which GPUs there are."""
+    """CUDA sees the GPUs that NVML lists and the environment leaves visible."""
     environment = read_environment(os.environ)
     visibility = read_visibility(
         gpu_inventory.visible_env, gpu_inventory.gpus, environment.cuda_device_order
     )
     uuids = [device.uuid for device in sorted(gpu_worker.devices, key=lambda one: one.index)]
-    return judge_visibility(
-        gpu_inventory, visibility, environment, uuids or None, gpu_worker.failure
-    )
+    return judge_cuda(gpu_inventory, visibility, environment, uuids or None, gpu_worker.failure)
 
 
 @pytest.mark.check(needs="gpu")

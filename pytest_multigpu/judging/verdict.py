@@ -46,7 +46,9 @@ def decide(report: RunReport, *, exit_status: int = 0, strict: bool = False) -> 
         code = EXIT_FAILED
     elif not executed:
         reasons.append(f"no check was executed{_aside(_counts(report.checks)[1:])}")
-        code = EXIT_FAILED if strict else EXIT_OK
+        # GPUs that vanished must not look like a run that had nothing to say about them.
+        lacking = any(check.is_check and check.hardware_skip for check in report.checks)
+        code = EXIT_FAILED if strict else EXIT_SHORTFALL if lacking else EXIT_OK
     else:
         return Verdict(ready=True, exit_code=EXIT_OK, line=_ready_line(report))
     more = f" (+{len(reasons) - 1} more)" if len(reasons) > 1 else ""

@@ -26,9 +26,29 @@ def judge_visibility(
     :param cuda_problem: why not.
     """
     return [
-        _judge_variable(machine, visibility),
+        *judge_environment(machine, visibility, environment),
+        *judge_cuda(machine, visibility, environment, cuda_uuids, cuda_problem),
+    ]
+
+
+def judge_environment(
+    machine: Machine, visibility: Visibility, environment: GpuEnvironment
+) -> list[Record]:
+    """What variables make of the GPUs that NVML lists; CUDA need not be asked."""
+    records = _judge_container(machine, environment)
+    return [_judge_variable(machine, visibility), *records] if machine.gpus else records
+
+
+def judge_cuda(
+    machine: Machine,
+    visibility: Visibility,
+    environment: GpuEnvironment,
+    cuda_uuids: Sequence[str] | None = None,
+    cuda_problem: str | None = None,
+) -> list[Record]:
+    """What CUDA sees, and in which order, beside what NVML and the environment say."""
+    return [
         *_judge_order(visibility, environment, cuda_uuids),
-        *_judge_container(machine, environment),
         _judge_cuda(machine, visibility, cuda_uuids, cuda_problem),
     ]
 

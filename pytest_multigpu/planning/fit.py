@@ -159,7 +159,8 @@ def _more_gpus(plan: Plan, machine: Machine, most: int) -> str:
         return ""
     largest = max(machine.visible_gpus, key=lambda gpu: gpu.total_bytes)
     free = largest.total_bytes - largest.reserved_bytes
-    total = plan.weights_bytes
+    # Weights and cache must be somewhere; beyond that every count is tried.
+    total = plan.weights_bytes + sum(device.kv_bytes for device in plan.devices)
     for count in range(max(1, -(-total // max(1, free))), most + 1):
         gpus = tuple(
             replace(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ScoringError
-from .probe import Site
+from .probe import Probe, Site
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +50,25 @@ class Anatomy:
         :raises ScoringError: no such layer.
         """
         if not 0 <= layer <= self.num_layers:
-            raise ScoringError(
-                f"layer {layer} is out of range: the model has hidden_states 0 to "
-                f"{self.num_layers}; use a probe of this model"
-            )
+            raise ScoringError(out_of_range(layer, self.num_layers))
         return self.embedding if layer == 0 else self.blocks[layer - 1]
+
+
+def out_of_range(layer: int, num_layers: int) -> str:
+    """What to say of a layer that a model lacks."""
+    return (
+        f"layer {layer} is out of range: the model has hidden_states 0 to {num_layers}; "
+        "use a probe of this model"
+    )
+
+
+def check_hidden_size(probe: Probe, layer: int, stream: torch.Tensor) -> None:
+    """:raises ScoringError: the probe is of a model with another hidden size."""
+    if stream.shape[-1] != probe.hidden_size:
+        raise ScoringError(
+            f"the probe has hidden size {probe.hidden_size}, hidden_states[{layer}] "
+            f"{stream.shape[-1]}; use a probe of this model"
+        )
 
 
 def anatomy(model: Any) -> Anatomy:

@@ -21,7 +21,7 @@ from ..records.probe import (
     SizeReading,
     SpanReading,
 )
-from .capture import anatomy, at_site, capture, runs_on, stream_of, watching
+from .capture import anatomy, at_site, capture, check_hidden_size, runs_on, stream_of, watching
 from .observe import CHATS, Observed, as_row, differing
 from .probe import SITES, Probe
 from .reference import affine_scores, aggregate, reference_scores, relative_error
@@ -77,7 +77,7 @@ def _independent(model: Any, observed: Observed, layer: int, site: str) -> torch
     norm = anatomy(model).norm
     last = layer == observed.num_layers
     if site == "raw":
-        return observed.streams[layer] if last else observed.hidden[layer]
+        return observed.stream(layer) if last else observed.hidden[layer]
     if last:
         return observed.hidden[layer]
     with torch.no_grad():
@@ -123,7 +123,7 @@ def read_arithmetic(model: Any, probe: Probe, observed: Observed) -> list[Arithm
     import numpy as np
 
     streams = {
-        layer: at_site(model, observed.streams[layer], probe.site)[0] for layer in probe.layers
+        layer: at_site(model, observed.stream(layer), probe.site)[0] for layer in probe.layers
     }
     device = str(streams[probe.layers[0]].device)
     wide = {
@@ -171,7 +171,8 @@ def read_plant(model: Any, probe: Probe, observed: Observed) -> list[PlantReadin
             mean=probe.mean and (probe.mean[position],),
             scale=probe.scale and (probe.scale[position],),
         )
-        stream = observed.streams[layer]
+        stream = observed.stream(layer)
+        check_hidden_size(probe, layer, stream)
         weight = single.affine()[0][0]
         unit = torch.from_numpy(weight / np.linalg.norm(weight)).to(stream.device)
         size = float(stream[0].double().norm(dim=-1).median())
@@ -347,7 +348,7 @@ def read_sizes(model: Any, probe: Probe, observed: Observed, around: int = 4) ->
         expected = float((mean * mean + scale * scale).sum())
         low, high = max(0, own - around), min(observed.num_layers, own + around)
         for layer in range(low, high + 1):
-            stream = observed.streams[layer][:, columns]
+            stream = observed.stream(layer)[:, columns]
             for site in SITES:
                 x = at_site(model, stream, site).double()
                 readings.append(
@@ -372,6 +373,7 @@ def with_scaler(model: Any, tokenizer: Any, probe: Probe) -> Probe:
         chat = tokenize_chat(tokenizer, messages)
         columns = [index for index, on in enumerate(chat.mask(probe.mask)) if on]
         for layer, stream in capture(model, as_row(chat), probe.layers).items():
+            check_hidden_size(probe, layer, stream)
             sited = at_site(model, stream[:, columns], probe.site)[0]
             rows[layer].append(sited.double().cpu().numpy())
     for layer in probe.layers:

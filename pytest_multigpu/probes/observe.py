@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ScoringError
 from ..records.probe import BoundaryReading, LayerReading
-from .capture import anatomy, check_ran, forward, watching
+from .capture import anatomy, check_ran, forward, out_of_range, watching
 from .spans import Chat, Message, tokenize_chat
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ class Observed:
     hidden: tuple[torch.Tensor, ...]
     boundaries: tuple[BoundaryReading, ...]
     num_layers: int
+
+    def stream(self, layer: int) -> torch.Tensor:
+        """What the hook on a layer saw.
+
+        :raises ScoringError: no such layer.
+        """
+        if layer not in self.streams:
+            raise ScoringError(out_of_range(layer, self.num_layers))
+        return self.streams[layer]
 
 
 def as_row(chat: Chat) -> torch.Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ScoringError
-from .capture import at_site, capture, first_line
+from .capture import at_site, capture, check_hidden_size, first_line
 from .probe import Probe
 from .reference import aggregate
 from .spans import Message, tokenize_chat
@@ -136,11 +136,7 @@ def _layer_scores(probe: Probe, position: int, x: torch.Tensor) -> torch.Tensor:
     import torch
 
     layer = probe.layers[position]
-    if x.shape[-1] != probe.hidden_size:
-        raise ScoringError(
-            f"the probe has hidden size {probe.hidden_size}, hidden_states[{layer}] "
-            f"{x.shape[-1]}; use a probe of this model"
-        )
+    check_hidden_size(probe, layer, x)
     direction = to_device(probe.directions[position], x.device)
     mean = inverse = None
     if probe.normalize and probe.mean is not None and probe.scale is not None:

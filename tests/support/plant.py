@@ -19,6 +19,12 @@ from typing import Any
 SUPPORT = Path(__file__).resolve().parent
 
 
+def _put(where: Any, **new: Any) -> None:
+    """Replace names of a module or class."""
+    for name, value in new.items():
+        setattr(where, name, value)
+
+
 def pytest_configure() -> None:
     for name, arguments in json.loads(os.environ.get("PLANT", "[]")):
         globals()[f"plant_{name}"](**arguments)
@@ -49,24 +55,23 @@ def plant_nvml(
     :param unseen: GPUs that the worker's CUDA does not see.
     :param start_error: what CUDA says when it is started.
     """
-    from pytest_multigpu import session
     from pytest_multigpu.machine import nvml, torch_build
     from pytest_multigpu.machine.fake import FakeNvml
     from pytest_multigpu.machine.visibility import read_visibility
 
     fake = FakeNvml(gpus, errors=errors, **options)
-    for index, fields in (change or {}).items():
-        for key, value in fields.items():
-            setattr(fake.gpus[int(index)], key, value)
+    for number, fields in (change or {}).items():
+        _put(fake.gpus[int(number)], **fields)
     for index in lose or ():
         fake.lose(index)
     for function, index in (lose_later or {}).items():
         _lose_later(fake, function, index)
     if hang is not None:
         fake.hang = hang
-        nvml.read_machine.__kwdefaults__["seconds"] = 2.0
-    nvml.load_nvml = lambda: fake
-    torch_build.read_torch_build = lambda: tuple(torch)
+        defaults: Any = nvml.read_machine.__kwdefaults__
+        defaults["seconds"] = 2.0
+    _put(nvml, load_nvml=lambda: fake)
+    _put(torch_build, read_torch_build=lambda: tuple(torch))
 
     def standins() -> list[list[str]]:
         machine = nvml.read_machine(os.environ)
@@ -84,7 +89,6 @@ def plant_nvml(
         extra.append(f"--problem={start_error}")
     _WORKER.update(standins=standins, extra=extra)
     plant_worker()
-    del session
 
 
 _WORKER: dict[str, Any] = {"standins": None, "extra": []}
@@ -126,7 +130,7 @@ def plant_worker(fault: dict[str, Any] | None = None, seconds: float | None = No
             **options,
         )
 
-    worker.start_worker = start
+    _put(worker, start_worker=start)
 
 
 def plant_no_nvml() -> None:
@@ -135,8 +139,8 @@ def plant_no_nvml() -> None:
     from pytest_multigpu.machine.fake import FakeNvml
 
     fake = FakeNvml(0, errors={"nvmlInit": nvml.LIBRARY_NOT_FOUND})
-    nvml.load_nvml = lambda: fake
-    nvml.count_device_files = lambda: 4
+    _put(nvml, load_nvml=lambda: fake)
+    _put(nvml, count_device_files=lambda: 4)
 
 
 def plant_no_binding() -> None:
@@ -146,7 +150,7 @@ def plant_no_binding() -> None:
     def missing() -> Any:
         raise ImportError("No module named 'pynvml'")
 
-    nvml.load_nvml = missing
+    _put(nvml, load_nvml=missing)
 
 
 # The host
@@ -157,14 +161,7 @@ def plant_host(**fields: Any) -> None:
     from pytest_multigpu.machine import host
 
     real = host.read_host_memory
-    host.read_host_memory = lambda: dataclasses.replace(real(), **fields)
-
-
-def plant_disk(free_bytes: int) -> None:
-    from pytest_multigpu.machine import host
-
-    real = host.read_disk
-    host.read_disk = lambda path: dataclasses.replace(real(path), free_bytes=free_bytes)
+    _put(host, read_host_memory=lambda: dataclasses.replace(real(), **fields))
 
 
 # The model
@@ -180,7 +177,7 @@ def _after_load(spoil: Callable[[Any], None]) -> None:
         spoil(loaded)
         return loaded
 
-    loading.load_model = load
+    _put(loading, load_model=load)
 
 
 def _after_assembly(spoil: Callable[[Any], None]) -> None:
@@ -194,7 +191,7 @@ def _after_assembly(spoil: Callable[[Any], None]) -> None:
         spoil(model)
         return model, info
 
-    loading._assemble = assemble
+    _put(loading, _assemble=assemble)
 
 
 def plant_layer(layer: int | None = None, gpu: int | None = None, how: str = "zero") -> None:
@@ -280,7 +277,7 @@ def plant_map(device_map: dict[str, int | str]) -> None:
     def load(*arguments: Any, **options: Any) -> Any:
         return real(*arguments, **(options | {"device_map": device_map}))
 
-    loading.load_model = load
+    _put(loading, load_model=load)
 
 
 def plant_load(how: str, seconds: float = 3600.0) -> None:
@@ -299,7 +296,31 @@ def plant_load(how: str, seconds: float = 3600.0) -> None:
             "79.18 GiB of which 12.00 MiB is free."
         )
 
-    loading._assemble = assemble
+    _put(loading, _assemble=assemble)
+
+
+def plant_fill(gpu: int) -> None:
+    """This process fills a GPU to the last MiB after planning, before loading."""
+    from pytest_multigpu.model import loading
+
+    real = loading.load_model
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        import torch
+
+        held = []
+        size = 1 << 33
+        while size >= 1 << 20:
+            try:
+                held.append(torch.empty(size, dtype=torch.uint8, device=f"cuda:{gpu}"))
+            except torch.OutOfMemoryError:
+                size //= 2
+        try:
+            return real(*arguments, **options)
+        finally:
+            held.clear()
+
+    _put(loading, load_model=load)
 
 
 def plant_generation(how: str) -> None:
@@ -311,13 +332,11 @@ def plant_generation(how: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(3600)
 
-    generation.generate = generate
+    _put(generation, generate=generate)
 
 
 def plant_report_kill() -> None:
     """SIGKILL in the middle of a write of ``report.json``, the tenth."""
-    from pytest_multigpu.report import json as report
-
     real = os.fsync
     count = 0
 
@@ -328,14 +347,14 @@ def plant_report_kill() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(handle)
 
-    report.os.fsync = fsync  # type: ignore[attr-defined]
+    _put(os, fsync=fsync)
 
 
 def plant_meter(used: int | None) -> None:
     """The resident size that the peak meter reads; None: nobody can say."""
     from pytest_multigpu.model import memory
 
-    memory._resident_bytes = lambda: used
+    _put(memory, _resident_bytes=lambda: used)
 
 
 # The scorer
@@ -356,11 +375,11 @@ def _off_by_one() -> None:
 
     # Only the scorer's own path: the shared forward watches every layer.
     def shifted(model: Any, ids: Any, layers: Any, **options: Any) -> Any:
-        capture.Anatomy.source = source  # type: ignore[method-assign]
+        _put(capture.Anatomy, source=source)
         try:
             return honest(model, ids, layers, **options)
         finally:
-            capture.Anatomy.source = real  # type: ignore[method-assign]
+            _put(capture.Anatomy, source=real)
 
     honest = capture.capture
     _replace_capture(shifted)
@@ -382,14 +401,14 @@ def _replace_capture(other: Any) -> None:
     from pytest_multigpu.probes import capture, invariants, scoring
 
     for module in (capture, invariants, scoring):
-        module.capture = other  # type: ignore[attr-defined]
+        _put(module, capture=other)
 
 
 def _raw_site() -> None:
     from pytest_multigpu.probes import capture, invariants, scoring
 
     for module in (capture, invariants, scoring):
-        module.at_site = lambda model, stream, site: stream  # type: ignore[attr-defined]
+        _put(module, at_site=lambda model, stream, site: stream)
 
 
 def _unpadded_mask() -> None:
@@ -402,7 +421,7 @@ def _unpadded_mask() -> None:
         padded.mask.fill_(1)
         return padded
 
-    scoring.pad = unmasked
+    _put(scoring, pad=unmasked)
 
 
 def _narrow_span() -> None:
@@ -410,16 +429,15 @@ def _narrow_span() -> None:
     from pytest_multigpu.probes.spans import Chat
 
     real = Chat.mask
-    Chat.mask = lambda self, rule: real(self, TokenMask())  # type: ignore[method-assign]
+    _put(Chat, mask=lambda self, rule: real(self, TokenMask()))
 
 
 def _moved_module() -> None:
     import copy
 
-    from pytest_multigpu.probes import capture, observe
+    from pytest_multigpu.probes import capture
 
     honest = capture.Anatomy.source
-    del observe
     watching: list[bool] = []
 
     def source(self: Any, layer: int) -> Any:
@@ -435,7 +453,7 @@ def _moved_module() -> None:
         finally:
             watching.pop()
 
-    capture.Anatomy.source = source  # type: ignore[method-assign]
+    _put(capture.Anatomy, source=source)
     _replace_capture(moved)
 
 
@@ -450,7 +468,7 @@ def _scaler_elsewhere() -> None:
         calls += 1
         return real(vector, "meta" if calls % 3 == 2 else device)  # type: ignore[arg-type]
 
-    scoring.to_device = misplaced
+    _put(scoring, to_device=misplaced)
 
 
 def _broken() -> None:
@@ -459,7 +477,7 @@ def _broken() -> None:
     def layer_scores(*_arguments: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more")
 
-    scoring._layer_scores = layer_scores
+    _put(scoring, _layer_scores=layer_scores)
 
 
 def _inverted() -> None:
@@ -471,7 +489,7 @@ def _inverted() -> None:
         return tuple(-value for value in real(*arguments))
 
     for module in (invariants, scoring):
-        module.score_activations = negative  # type: ignore[attr-defined]
+        _put(module, score_activations=negative)
 
 
 def _half() -> None:
@@ -482,7 +500,7 @@ def _half() -> None:
         return (0.5,) * len(next(iter(activations.values())))
 
     for module in (invariants, scoring):
-        module.score_activations = always  # type: ignore[attr-defined]
+        _put(module, score_activations=always)
 
 
 _SCORERS: dict[str, Callable[[], None]] = {

@@ -1,4 +1,4 @@
-"""The CUDA worker on CPU tensors that pass for the GPUs of ``machine/fake.py``, with or without a fault.
+"""The CUDA worker on CPU tensors that pass for the GPUs of ``machine/fake.py``; faults if asked.
 
 ``python -u standin_worker.py --gpus='[["GPU-...", "NVIDIA H100 80GB HBM3"]]' ...``: each copy and
 each product is a real one; only who the devices are and how long work takes is told. Times come
@@ -94,7 +94,8 @@ def main() -> int:
         )
         return cast("Backend", StandIn(own.gpus, own.arch_list)) if found else None
 
-    cuda_worker._backend = backend
+    module: Any = cuda_worker
+    module._backend = backend
     wrap = None if own.fault is None else lambda inner: cast("Backend", _faulty(inner, own.fault))
     return cuda_worker.main([*others, "--late-contexts"], wrap=wrap)
 
