@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from .gating import allowed, gate
-from .grouping import plain
 from .markers import check_needs
 from .records.check import Record
 from .report.junit import properties
@@ -25,7 +24,7 @@ def open_gate(item: pytest.Item, session: GpuSession) -> None:
     """Skip or fail a test before its setup where the machine lacks what it needs."""
     decision = gate(item, session)
     expected = session.expected_skips
-    if expected is not None and expected.entry(plain(item.nodeid)) is not None:
+    if expected is not None and expected.entry(item.nodeid) is not None:
         decision = allowed(decision, item, session)
     item.stash.setdefault(RECORDS, []).clear()  # of an earlier attempt
     item.stash[_SHORTFALL] = decision.shortfall

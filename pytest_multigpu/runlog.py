@@ -21,7 +21,6 @@ import pytest
 from . import closing, markers
 from .errors import UsageError
 from .fixtures import session_of
-from .grouping import plain
 from .progress import ProgressLine
 from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
@@ -94,7 +93,7 @@ class RunLog:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         with self._lock:
-            self._running.append(plain(nodeid))
+            self._running.append(nodeid)
             self._show_running()
             if self.active:
                 self._write()
@@ -128,7 +127,6 @@ class RunLog:
     def _end(self, key: tuple[str, str]) -> None:
         phases = self._phases.pop(key)
         worker, nodeid = key
-        nodeid = plain(nodeid)
         if nodeid in self._running:
             self._running.remove(nodeid)
         if any(phase.outcome == "rerun" for phase in phases):
@@ -190,8 +188,8 @@ class RunLog:
     def give_up(self, nodeid: str, reason: str) -> None:
         """The watchdog's: a test hangs where nothing can interrupt it. Ends the process."""
         with self._lock:
-            hung = CheckResult(nodeid=plain(nodeid), outcome="error", reason=reason)
-            report = replace(self._with_facts().with_check(hung), running=plain(nodeid))
+            hung = CheckResult(nodeid=nodeid, outcome="error", reason=reason)
+            report = replace(self._with_facts().with_check(hung), running=nodeid)
             report = closing.close_run(report, replace(self.session.settings, baseline=None), 1)
             if self._file is not None:
                 self._file.update(report)

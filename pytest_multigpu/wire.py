@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import pickle
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 FACTS = "multigpu_facts"
 """Key of packed facts in a test report's notes and in ``workeroutput``."""
 TOGETHER = "multigpu_together"
-"""Key in ``workerinput``: the controller's scheduler keeps the group together."""
+"""Key in ``workerinput``: the folder where workers name the tests to keep on one worker."""
 _RECORDS = f"{__package__}.records."
 
 
@@ -40,3 +43,20 @@ class _RecordUnpickler(pickle.Unpickler):
             if isinstance(found, type) and found.__module__ == module:
                 return found
         raise pickle.UnpicklingError(f"{module}.{name} is no record")
+
+
+def name_group(folder: str | None, worker: str, nodeids: Sequence[str]) -> None:
+    """A worker's list of the tests to keep together.
+
+    Through a file, since xdist sends the controller nothing else before it schedules. A worker on
+    another host has no such folder: there each worker that needs the machine waits for its turn.
+    """
+    if folder is not None and Path(folder).is_dir():
+        path = Path(folder, f"{worker}.json")
+        path.write_text(json.dumps(list(nodeids)), encoding="utf-8")
+
+
+def read_group(folder: str) -> frozenset[str]:
+    """All that the workers named."""
+    names = (json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("*.json"))
+    return frozenset(name for found in names for name in found)

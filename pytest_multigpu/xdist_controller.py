@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ class XdistController:
         self._facts: dict[str, dict[str, Any]] = {}
         """By worker."""
         self._hosts: dict[str, str] = {}
+        self._folder = TemporaryDirectory(prefix="pytest-multigpu-")
 
     @property
     def is_fleet(self) -> bool:
@@ -32,13 +34,18 @@ class XdistController:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        node.workerinput[TOGETHER] = not self.is_fleet
+        node.workerinput[TOGETHER] = None if self.is_fleet else self._folder.name
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         from .xdist_scheduling import KNOWN, Scheduling
 
-        return Scheduling(self.dist, config, log) if self.dist in KNOWN else None
+        if self.dist not in KNOWN:
+            return None
+        return Scheduling(self.dist, self._folder.name, config, log)
+
+    def pytest_unconfigure(self) -> None:
+        self._folder.cleanup()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodeready(self, node: Any) -> None:
@@ -53,7 +60,7 @@ class XdistController:
 
     def hear(self, report: pytest.TestReport) -> str:
         """Take the facts that came with a worker's report; gives the worker's name."""
-        worker: str = report.node.gateway.id  # type: ignore[attr-defined]
+        worker: str = report.node.gateway.id
         facts = getattr(report, "gpu", {}).get(FACTS)
         if facts:
             self._facts[worker] = unpack(facts)

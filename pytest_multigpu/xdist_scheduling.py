@@ -5,7 +5,7 @@ Imports xdist, so it is imported only where xdist asks for a scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xdist.scheduler import (
@@ -16,12 +16,17 @@ from xdist.scheduler import (
     WorkStealingScheduling,
 )
 
-from .grouping import GROUP
+from .wire import read_group
 
 if TYPE_CHECKING:
     import pytest
 
-    Node = Any
+Node = Any
+"""xdist's WorkerController."""
+
+
+GROUP = "tests that need the whole machine"
+"""The name of their unit of work."""
 
 
 class _Together(LoadScopeScheduling):
@@ -30,8 +35,11 @@ class _Together(LoadScopeScheduling):
     That worker owns every GPU, and CUDA lets go of them only when its process ends.
     """
 
+    group: frozenset[str] = frozenset()
+    """Node ids, set before the first scheduling."""
+
     def _split_scope(self, nodeid: str) -> str:
-        return GROUP if nodeid.endswith(f"@{GROUP}") else super()._split_scope(nodeid)
+        return GROUP if nodeid in self.group else super()._split_scope(nodeid)
 
     def _assign_work_unit(self, node: Node) -> None:
         if GROUP in self.workqueue:
@@ -86,24 +94,30 @@ KNOWN = frozenset(_KINDS)
 class Scheduling:
     """Ours if a test of the group was collected, else the one that was asked for."""
 
-    def __init__(self, dist: str, config: pytest.Config, log: Any) -> None:
+    def __init__(self, dist: str, folder: str, config: pytest.Config, log: Any) -> None:
+        """:param folder: where the workers name the group."""
+        self._folder = folder
         ours, usual = _KINDS[dist]
         self._inner: Any = ours(config, log)
-        self._usual = lambda: usual(config, log)
+        self._usual: Callable[[], Any] = lambda: usual(config, log)
         self._chosen = False
 
     def schedule(self) -> None:
         if not self._chosen:
             self._chosen = True
-            collected: dict[Node, Sequence[str]] = self._inner.registered_collections
-            if not any(name.endswith(f"@{GROUP}") for ids in collected.values() for name in ids):
-                usual = self._usual()
-                for node in self._inner.nodes:
-                    usual.add_node(node)
-                    if node in collected:
-                        usual.add_node_collection(node, collected[node])
-                self._inner = usual
+            self._inner.group = read_group(self._folder)
+            if not self._inner.group:
+                self._fall_back()
         self._inner.schedule()
+
+    def _fall_back(self) -> None:
+        usual = self._usual()
+        collected: dict[Node, Sequence[str]] = self._inner.registered_collections
+        for node in self._inner.nodes:
+            usual.add_node(node)
+            if node in collected:
+                usual.add_node_collection(node, collected[node])
+        self._inner = usual
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -19,12 +19,12 @@ import pytest
 
 from .errors import MachineError
 from .fixtures import session_of
-from .grouping import GROUP, Share, share
+from .grouping import Share, share
 from .judging.vram import HELD_LIMIT
 from .machine.gpu_locks import GpuLocks
 from .records.machine import Machine
 from .session import GpuSession
-from .wire import FACTS, TOGETHER, pack
+from .wire import FACTS, TOGETHER, name_group, pack
 
 LOCK_SECONDS = 4 * 3600.0
 """Others may be busy with a whole run first."""
@@ -38,7 +38,7 @@ class XdistWorker:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.name: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
-        self._together = bool(config.workerinput.get(TOGETHER))  # type: ignore[attr-defined]
+        self._folder: str | None = config.workerinput.get(TOGETHER)  # type: ignore[attr-defined]
         self._locks: GpuLocks | None = None
         self._owns_all = False
         self._sent = ""
@@ -50,13 +50,11 @@ class XdistWorker:
     def session(self) -> GpuSession:
         return session_of(self.config)
 
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Put what needs the whole machine into one group; xdist reads the marks after this."""
-        if not self._together or share(item) != "all":
-            return
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(GROUP))
-            self.config.option.loadgroup = True
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Before xdist tells the controller that this worker has collected."""
+        whole = [item.nodeid for item in session.items if share(item) == "all"]
+        name_group(self._folder, self.name, whole)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -68,10 +66,12 @@ class XdistWorker:
                 item.stash[UNOWNED] = str(error)
         return (yield)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Around the gate, which would skip for what this worker does not own."""
         if UNOWNED in item.stash:
             pytest.fail(item.stash[UNOWNED], pytrace=False)
+        return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -108,15 +108,14 @@ class XdistWorker:
             if need == "all" and not self._owns_all:
                 raise MachineError(
                     f"this test needs all GPUs, but worker {self.name} owns "
-                    f"{os.environ.get(_CUDA)} since an earlier test; let xdist schedule it "
-                    "(no --dist=loadgroup with groups of your own), or run it without xdist"
+                    f"{os.environ.get(_CUDA)} since an earlier test; run it without xdist"
                 )
             return
         visible = session.machine.visible_gpus
         if session.machine.problem is not None or not visible:
             return  # the gate says so
         uuids = [gpu.uuid or f"index-{gpu.index}" for gpu in visible]
-        alone = need == "some" and len(visible) > 1
+        alone = need == "one" and len(visible) > 1
         if alone and driver_started():
             raise MachineError(
                 f"CUDA was started in worker {self.name} before its GPU was chosen: start it in "

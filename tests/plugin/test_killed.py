@@ -1,0 +1,79 @@
+"""A run killed with SIGKILL, at four moments: report.json is whole and names the check."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+QUICK = """
+    import pytest
+    from pytest_multigpu.records.check import Record
+
+    pytestmark = pytest.mark.check(needs="host")
+
+    def test_first():
+        return Record(name="first", outcome="passed")
+
+    def test_second():
+        return Record(name="second", outcome="passed")
+"""
+CHECKS = Path(__file__).parents[2] / "pytest_multigpu" / "checks"
+
+
+def start(folder: Path, at: str, *args: str) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "pytest", "--gpu-tier=cpu", "--gpu-report=out"]
+    # One that runs under a coverage or a xdist parent must not take part in it.
+    outside = ("COV_", "PYTEST_")
+    environ = {key: v for key, v in os.environ.items() if not key.startswith(outside)}
+    environ |= {"STOP_AT": at, "PYTHONPATH": f"{SUPPORT}:{environ.get('PYTHONPATH', '')}"}
+    plugins = ["-p", "stop_at", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    return subprocess.Popen([*command, *plugins, *args], cwd=folder, env=environ)
+
+
+def kill(process: subprocess.Popen[bytes], folder: Path, *, seconds: float = 100) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    while not (folder / "STOPPED").exists():
+        assert process.poll() is None, "it ended before it came to the place"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["verdict"] is None
+    return report
+
+
+def test_during_load_and_during_generation(pytester: pytest.Pytester) -> None:
+    loading, generating = pytester.path / "load", pytester.path / "generation"
+    one = start(loading, "load", f"{CHECKS}/test_distribution.py")
+    two = start(generating, "generation", f"{CHECKS}/test_generation.py")
+    report = kill(one, loading)
+    assert report["running"].endswith("test_distribution.py::test_parameters_lie_where_planned")
+    assert report["plan"] is None or report["plan"]["model"] == "tiny-llama"
+    report = kill(two, generating)
+    assert report["running"].endswith("test_generation.py::test_greedy_generation")
+
+
+@pytest.mark.parametrize("at", ["start-write", "end-write"])
+def test_during_a_report_write(pytester: pytest.Pytester, at: str) -> None:
+    pytester.makepyfile(test_quick=QUICK)
+    report = kill(start(pytester.path, at), pytester.path)
+    finished = [check["nodeid"] for check in report["checks"]]
+    # The file is the one before: the second check had not begun, or had not ended.
+    assert finished == ["test_quick.py::test_first"]
+    assert report["running"] == {"start-write": None, "end-write": "test_quick.py::test_second"}[at]
+    assert len(list((pytester.path / "out").glob(".report.json.*.tmp"))) == 1
+    # The next run clears up what the killed one left.
+    pytester.runpytest("--gpu-tier=cpu", "--gpu-report=out")
+    assert not list((pytester.path / "out").glob(".report.json.*.tmp"))

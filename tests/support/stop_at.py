@@ -1,0 +1,65 @@
+"""``-p stop_at``: the run stops for ever at ``STOP_AT`` (load, generation, start-write or
+end-write) and makes the file ``STOPPED``: there a test can kill it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_AT = os.environ["STOP_AT"]
+
+
+def stop() -> None:
+    Path("STOPPED").touch()
+    time.sleep(600)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
+    if _AT == "load":
+        from pytest_multigpu.model import loading
+
+        load = loading.load_model
+
+        def halted(*args: Any, progress: Any, **values: Any) -> Any:
+            return load(*args, progress=lambda moment: stop(), **values)
+
+        loading.load_model = halted
+    if _AT == "generation":
+        from pytest_multigpu.model import generation
+
+        read = generation.read_generation
+        calls: list[int] = []
+
+        def third(*unused: Any) -> None:
+            calls.append(1)
+            if len(calls) == 3:
+                stop()
+
+        def watched(loaded: Any, **values: Any) -> Any:
+            loaded.model.register_forward_hook(third)
+            return read(loaded, **values)
+
+        generation.read_generation = watched
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart(nodeid: str) -> None:
+    if _AT == "start-write" and nodeid.endswith("test_second"):
+        _halt_the_next_write()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    last = report.when == "teardown" and report.nodeid.endswith("test_second")
+    if _AT == "end-write" and last:
+        _halt_the_next_write()
+
+
+def _halt_the_next_write() -> None:
+    """In the middle: the new file is there and not yet in the place of the old one."""
+    os.fsync = lambda handle: stop()  # type: ignore[assignment]
