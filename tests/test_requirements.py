@@ -65,6 +65,34 @@ def machine(*gpus: Gpu, **other: object) -> Machine:
             "needs 160.0 GiB free over all GPUs; found 79.2 GiB (GPU 0: 79.2 GiB free)",
         ),
         (
+            GpuRequirement(count=2, total_vram_bytes=160 * GIB),
+            machine(gpu(0)),
+            "needs 2 GPUs, 160.0 GiB free over all; found 1 (GPU 0: 79.2 GiB free)",
+        ),
+        (
+            GpuRequirement(total_vram_bytes=240 * GIB),
+            machine(gpu(0), gpu(1, problem="GPU is lost"), gpu(2, GIB)),
+            "needs 240.0 GiB free over all GPUs; found 80.2 GiB (GPU 0: 79.2 GiB free, "
+            "GPU 1: GPU is lost, GPU 2: 1.0 GiB free)",
+        ),
+        (
+            GpuRequirement(vram_bytes=80 * GIB, capability=(9, 0), nvlink=True),
+            machine(gpu(0, nvlinks=None)),
+            "needs 1 GPU with 80.0 GiB free, compute capability 9.0 or newer, NVLink; found 0 "
+            "(GPU 0: 79.2 GiB free, capability 9.0, NVLinks unknown)",
+        ),
+        (
+            GpuRequirement(),
+            machine(gpu(0), visible=()),
+            "needs 1 GPU; found no visible GPU (CUDA_VISIBLE_DEVICES hides 1)",
+        ),
+        (
+            GpuRequirement(capability=(0, 1)),
+            machine(gpu(0, capability=None)),
+            "needs 1 GPU with compute capability 0.1 or newer; found 0 (GPU 0: 79.2 GiB free, "
+            "capability unknown)",
+        ),
+        (
             GpuRequirement(count=2),
             machine(gpu(0), gpu(1, problem="GPU is lost")),
             "needs 2 GPUs; found 1 (GPU 0: 79.2 GiB free, GPU 1: GPU is lost)",
@@ -100,3 +128,7 @@ def test_met_at_the_limit(need: GpuRequirement) -> None:
 )
 def test_unmet_one_over_the_limit(need: GpuRequirement) -> None:
     assert unmet(need, machine(gpu(0), gpu(1))) is not None
+
+
+def test_one_gpu_is_asked_for_unless_said_otherwise() -> None:
+    assert unmet(GpuRequirement(), machine(gpu(0, nvlinks=0, capability=None))) is None

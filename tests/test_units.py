@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_multigpu.errors import UsageError
-from pytest_multigpu.units import GIB, human_size, parse_size
+from pytest_multigpu.units import GIB, gib, human_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,14 @@ from pytest_multigpu.units import GIB, human_size, parse_size
         (" 2gib ", 2_147_483_648),
         ("0.1TB", 100_000_000_000),
         ("0.3B", 0),
+        ("3KiB", 3_072),
+        ("3KB", 3_000),
+        ("3MB", 3_000_000),
+        ("2TiB", 2_199_023_255_552),
+        ("2TB", 2_000_000_000_000),
+        ("999999999999999999B", 999_999_999_999_999_999),
+        ("0.000000000000001TB", 0),
+        ("0.001000000000000TB", 1_000_000_000),
     ],
 )
 def test_sizes(text: str, size_bytes: int) -> None:
@@ -38,6 +46,14 @@ def test_sizes(text: str, size_bytes: int) -> None:
         ("-1GiB", "gpu(vram=): '-1GiB' is not a size; write it like 40GiB or 512MiB"),
         ("GiB", "gpu(vram=): 'GiB' is not a size; write it like 40GiB or 512MiB"),
         ("1e3GiB", "gpu(vram=): '1e3GiB' is not a size; write it like 40GiB or 512MiB"),
+        (
+            "1000000000000000000B",
+            "gpu(vram=): '1000000000000000000B' is not a size; write it like 40GiB or 512MiB",
+        ),
+        (
+            "0.0000000000000001TB",
+            "gpu(vram=): '0.0000000000000001TB' is not a size; write it like 40GiB or 512MiB",
+        ),
         ("٤GiB", "gpu(vram=): '٤GiB' is not a size; write it like 40GiB or 512MiB"),
     ],
 )
@@ -72,3 +88,9 @@ def test_whole_bytes_survive(size_bytes: int) -> None:
 )
 def test_sizes_for_people(size_bytes: int, text: str) -> None:
     assert human_size(size_bytes) == text
+
+
+def test_gib_with_digits() -> None:
+    assert gib(85_899_345_920) == "80.0 GiB"
+    assert gib(85_520_809_984, 2) == "79.65 GiB"
+    assert gib(0.5 * GIB, 0) == "0 GiB"

@@ -61,8 +61,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NAMES = ["", "model", "model.layers", "model.layers.1", "model.layers.1.mlp", "lm_head", "x"]
 PLACE = st.sampled_from([0, 1, 2, -1, "0", "cuda:1", "cpu", "disk", "cuda:", "\u0662"]) | JSON
+GOOD = st.dictionaries(
+    st.sampled_from(NAMES[:4]) | st.just("lm_head"), st.sampled_from([0, "1", "cuda:0", "disk"])
+).map(lambda m: {"": 0, **m})
 MAPS = (
-    st.dictionaries(st.sampled_from(NAMES) | TEXT, PLACE, max_size=4)
+    GOOD
+    | GOOD.flatmap(altered)
+    | st.dictionaries(st.sampled_from(NAMES) | TEXT, PLACE, max_size=4)
     | st.dictionaries(st.sampled_from(NAMES), PLACE, max_size=4).map(lambda m: {"": 0, **m})
     | JSON
 )

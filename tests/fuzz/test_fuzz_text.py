@@ -11,17 +11,22 @@ from pytest_multigpu.planning.catalogue import CATALOGUE
 from pytest_multigpu.planning.simulate import MAX_GPUS, simulate
 from pytest_multigpu.units import parse_size
 
-NUMBER = st.integers(0, 200).map(str) | st.text("0123456789.-+e", max_size=30)
+SMALL = st.integers(1, 16).map(str)
+NUMBER = SMALL | st.integers(0, 200).map(str) | st.text("0123456789.-+e", max_size=30)
 UNIT = st.sampled_from(["GiB", "gb", "MiB", "TB", "B", "KiB", "Gi", "", " GiB", "\u0131B"])
 SIZE = st.builds(str.__add__, NUMBER, UNIT)
 CARD = st.sampled_from([row.key for row in CATALOGUE]) | SIZE | st.text(max_size=8)
-GROUP = st.builds("{}{}{}".format, NUMBER, st.sampled_from(["x", "X", "*", " x ", "", "xx"]), CARD)
+GROUP = st.builds(
+    "{}{}{}".format, SMALL | NUMBER, st.sampled_from(["x", "X", "*", " x ", "", "xx"]), CARD
+)
 KIND = st.sampled_from(["peak", "load", "speed", "score", "", "x"])
 TERM = st.builds(
     "{}{}{}".format,
     KIND,
-    st.sampled_from([":", "", "::"]),
-    st.lists(SIZE | NUMBER.map("{}%".format) | NUMBER.map("{}s".format), max_size=3).map("+".join),
+    st.sampled_from([":", ":", ":", "", "::"]),
+    st.lists(SIZE | SMALL.map("{}%".format) | SMALL.map("{}s".format) | NUMBER, max_size=2).map(
+        "+".join
+    ),
 )
 
 
@@ -34,7 +39,7 @@ def test_sizes(text: str) -> None:
 
 @FUZZ
 @given(
-    spec=st.lists(GROUP, min_size=1, max_size=4).map("+".join)
+    spec=GROUP | st.lists(GROUP, min_size=1, max_size=4).map("+".join)
     | st.text(max_size=40)
     | st.sampled_from(["1x" + " " * 3000 + "T4\n", "1xT4+" * 3000, "9999xT4", "1x" + "9" * 5000])
 )
@@ -46,7 +51,7 @@ def test_specs(spec: str) -> None:
 
 
 @FUZZ
-@given(text=st.lists(TERM, max_size=4).map(" ".join) | st.text(max_size=40))
+@given(text=TERM | st.lists(TERM, max_size=3).map(" ".join) | st.text(max_size=40))
 def test_baseline_rules(text: str) -> None:
     rule = result_or_one_line(lambda: parse_rule(text), begins="--gpu-baseline-rule: ")
     if rule is not None:

@@ -122,3 +122,53 @@ def test_room_for_the_context(largest: int, outcome: str, remedy: str) -> None:
     assert record.shortfall is (outcome == "failed")
     if outcome == "failed":
         assert record.reason == f"100 tokens x 2 were asked for and {largest} fit"
+
+
+def test_units_and_texts_of_a_plan_that_fits() -> None:
+    plan, offloaded, peak = judge_plan(PLAN)
+    assert (plan.name, plan.measured, plan.unit) == ("plan", "fits", "")
+    assert (offloaded.expected, offloaded.measured, offloaded.unit) == (0, 0, "blocks")
+    assert (peak.expected, peak.measured) == (GIB, GIB)
+    assert {(r.reason, r.remedy, r.shortfall) for r in (plan, offloaded, peak)} == {("", "", False)}
+
+
+def test_a_plan_that_another_placement_mends_is_no_shortfall() -> None:
+    refused = replace(
+        PLAN,
+        fits=False,
+        mendable=True,
+        offloaded=("a",),
+        devices=(device(GIB + 1, GIB),),
+    )
+    records = judge_plan(refused)
+    assert [r.outcome for r in records] == ["failed"] * 3
+    assert [r.shortfall for r in records] == [False] * 3
+    assert records[0].measured == "does not fit"
+    assert records[2].reason == "GPU 0 lacks 0.0 GiB of 1.0 GiB"
+    assert not judge_context(refused, 1).shortfall
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [("abcd", "a, b, c, d"), ("abcde", "a, b, c, d and 1 more"), ("abcdefg", "a, b, c, d and 3 more")],
+)
+def test_at_most_four_blocks_are_listed(names: str, listed: str) -> None:
+    record = judge_plan(replace(PLAN, fits=False, offloaded=tuple(names)))[1]
+    assert record.reason == f"the plan puts {listed} on cpu or disk"
+    assert (record.measured, record.expected, record.unit) == (len(names), 0, "blocks")
+
+
+def test_nothing_placed_in_full() -> None:
+    record = judge_plan(replace(PLAN, fits=False, device_map={}, remedies=("rent",)))[1]
+    assert record.reason == "nothing is placed: there is no device map"
+    assert (record.name, record.expected, record.measured) == ("offloaded blocks", 0, None)
+    assert (record.unit, record.remedy) == ("blocks", "rent")
+
+
+def test_the_context_as_a_record() -> None:
+    record = judge_context(PLAN, 100)
+    assert (record.name, record.unit) == ("largest context", "tokens")
+    assert (record.expected, record.measured, record.reason) == (100, 100, "")
+    refused = replace(PLAN, remedies=("rent 2 x H100",))
+    assert judge_context(refused, 0).remedy == "rent 2 x H100"
+    assert judge_context(refused, 1).remedy == "--gpu-context=1"

@@ -127,6 +127,48 @@ def test_a_file_changes_and_adds_types() -> None:
             "price, capability, nvlink",
         ),
         ({"New": {"total": 1}}, "g.json: New is a new GPU type and has no bandwidth; add it"),
+        ({"New": {"bandwidth": 1}}, "g.json: New is a new GPU type and has no total; add it"),
+        (
+            {"H100": {"bandwidth": 10**6}},
+            "g.json: H100.bandwidth is 1000000, not a number above 0 in GB/s",
+        ),
+        (
+            {"H100": {"price": 1e-7}},
+            "g.json: H100.price is 1e-07, not a number above 0 in US dollars per hour",
+        ),
+        (
+            {"H100": {"price": None}},
+            "g.json: H100.price is None, not a number above 0 in US dollars per hour",
+        ),
+        (
+            {"H100": {"total": 0}},
+            "g.json: H100.total is 0, not a number of bytes; write 85520809984",
+        ),
+        (
+            {"H100": {"total": True}},
+            "g.json: H100.total is True, not a number of bytes; write 85520809984",
+        ),
+        (
+            {"H100": {"total": (1 << 50) + 1}},
+            "g.json: H100.total is 1125899906842625, not a number of bytes; write 85520809984",
+        ),
+        (
+            {"H100": {"reserved": -1}},
+            "g.json: H100.reserved is -1, not a number of bytes; write 85520809984",
+        ),
+        (
+            {"H100": {"capability": [9, True]}},
+            "g.json: H100.capability is [9, True], not a compute capability; write [9, 0]",
+        ),
+        (
+            {"H100": {"capability": "90"}},
+            "g.json: H100.capability is '90', not a compute capability; write [9, 0]",
+        ),
+        ({"H100": {"name": 5}}, "g.json: H100.name is 5; write the name that nvidia-smi shows"),
+        (
+            {"New": {"total": 10, "reserved": 10, "bandwidth": 1}},
+            "g.json: New.reserved is not below its total; give both in bytes",
+        ),
         (
             {"H100": {"reserved": 10**12}},
             "g.json: H100.reserved is not below its total; give both in bytes",
@@ -137,3 +179,56 @@ def test_bad_catalogues(loaded: object, message: str) -> None:
     with pytest.raises(UsageError) as error:
         merge_catalogue(loaded, source="g.json")
     assert str(error.value) == message
+
+
+def test_a_new_type_has_only_what_its_row_says() -> None:
+    loaded = {"New": {"total": 10**9, "bandwidth": 1}}
+    row = find("new", merge_catalogue(loaded, source="g.json"))
+    assert row is not None
+    assert (row.key, row.name, row.nvlink) == ("New", "New", False)
+    assert (row.price_usd_hour, row.capability, row.aliases) == (None, None, ())
+    assert row.free_bytes == 10**9 - 503_316_480
+
+
+def test_the_smallest_and_largest_values_of_a_row() -> None:
+    fields = {
+        "name": "N",
+        "total": 1 << 50,
+        "reserved": (1 << 50) - 1,
+        "bandwidth": 1e-6,
+        "price": 999_999.5,
+        "nvlink": True,
+    }
+    row = find("new", merge_catalogue({"New": fields}, source="g.json"))
+    assert row is not None
+    assert (row.name, row.free_bytes, row.nvlink) == ("N", 1, True)
+    assert (row.bandwidth_gb_s, row.price_usd_hour) == (1e-6, 999_999.5)
+    tiny = merge_catalogue({"New": {"total": 1, "reserved": 0, "bandwidth": 1}}, source="g.json")
+    assert tiny[-1].free_bytes == 1
+
+
+@pytest.mark.parametrize("name", ["RTX_4090", "rtx 4090", "RTX-4090", "4090"])
+def test_cards_are_found_by_how_people_write_them(name: str) -> None:
+    row = find(name)
+    assert row is not None
+    assert row.key == "RTX4090"
+
+
+def test_of_two_cards_of_one_name_the_nearest_in_size() -> None:
+    two = merge_catalogue(
+        {
+            "Small": {"name": "Card", "total": 40 * GIB, "bandwidth": 1},
+            "Large": {"name": "Card", "total": 80 * GIB, "bandwidth": 1},
+        },
+        source="g.json",
+    )
+    for total, key in ((41 * GIB, "Small"), (59 * GIB, "Small"), (61 * GIB, "Large")):
+        row = find_by_card("Card", total, two)
+        assert row is not None
+        assert row.key == key
+
+
+def test_a_simulated_size_is_a_card_of_that_name() -> None:
+    gpu = simulate("1x80GiB").gpus[0]
+    assert (gpu.name, gpu.capability) == ("simulated 80GiB", None)
+    assert gpu.reserved_bytes == 503_316_480

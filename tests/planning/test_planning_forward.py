@@ -12,7 +12,7 @@ from pytest_multigpu.planning.costs import HOPPER, OTHER, costs_for
 from pytest_multigpu.planning.forward import Forward, Gpu
 from pytest_multigpu.planning.load import load, tensor_sizes
 from pytest_multigpu.records.plan import Architecture, Tier
-from pytest_multigpu.units import MIB
+from pytest_multigpu.units import GIB, MIB
 
 Make = Callable[..., Architecture]
 T = 2048
@@ -100,3 +100,96 @@ def test_loading_takes_the_weights_and_the_scratch(
 def test_costs_by_compute_capability() -> None:
     assert costs_for((9, 0)) is HOPPER
     assert costs_for((8, 6)) is costs_for(None) is OTHER
+
+
+def test_attention_is_the_worst_moment_of_a_narrow_model(make_llama: Make) -> None:
+    model = make_llama(layers=1, hidden=256, intermediate=1, heads=16, kv_heads=1, vocab=300)
+    h, q, kv = T * 256 * 2, T * 2048 * 2, T * 128 * 2
+    # Embeddings and their normed copy; q, k and v; and three of q while it is rotated.
+    assert run(model).allocator.peak_allocated == 2 * h + (q + 2 * kv) + 3 * q + COSINES
+
+
+def test_a_probe_keeps_a_layers_output_and_no_cache(make_llama: Make) -> None:
+    model = make_llama(layers=3)
+    # As in any later layer, with the embeddings beside its input; and the first layer's output.
+    at_once = (4 * H + 3 * WIDE) + H
+    assert run(model, probe=True).allocator.peak_allocated == at_once + COSINES
+
+
+def head_of(gpus: list[Gpu], model: Architecture, *, tokens: int, batch: int) -> None:
+    """Embeddings and layers on the first, norm on the second, head on the last GPU."""
+    place = [*[gpus[0]] * (len(model.blocks) - 2), gpus[1], gpus[-1]]
+    Forward(model, logits_rows=1).run(
+        list(zip(model.blocks, place, strict=True)), tokens=tokens, batch=batch, total_tokens=tokens
+    )
+
+
+def test_logits_are_made_on_the_heads_gpu_and_used_on_the_first(make_llama: Make) -> None:
+    model = make_llama(
+        layers=1, hidden=64, intermediate=64, heads=1, kv_heads=1, head_dim=64, vocab=64000
+    )
+    gpus = [Gpu(allocator=Allocator(), costs=HOPPER) for _ in range(3)]
+    head_of(gpus, model, tokens=4, batch=3)
+    logits, cache = 3 * 64000 * 2, 2 * 3 * 4 * 64 * 2
+    # In the model's dtype as moved, then in fp32.
+    assert gpus[0].allocator.peak_allocated == logits + 2 * logits + cache
+    assert gpus[1].allocator.peak_allocated < logits
+    assert gpus[2].allocator.peak_allocated == logits
+    one = [Gpu(allocator=Allocator(), costs=HOPPER)] * 2
+    head_of(one, model, tokens=4, batch=3)
+    normed = 3 * 4 * 64 * 2
+    assert one[0].allocator.peak_allocated == logits + 2 * logits + cache + normed
+
+
+@pytest.mark.parametrize(("tier", "over", "grown"), [("4bit", 1, WEIGHT), ("4bit", 0, 0)])
+def test_a_decode_step_of_many_sequences_dequantises(
+    tier: Tier, over: int, grown: int, make_llama: Make
+) -> None:
+    model = make_llama(tier, layers=1)
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    batch = HOPPER.dequantise_above_tokens + over
+    blocks = [(block, gpu) for block in model.blocks]
+    Forward(model, logits_rows=1).extend(blocks, batch=batch, total_tokens=8)
+    cache = 8 * 4096 * batch
+    assert gpu.allocator.allocated == cache
+    assert gpu.allocator.peak_allocated == cache + grown
+
+
+def test_16_bit_decode_steps_take_their_cache_alone(make_llama: Make) -> None:
+    model = make_llama(layers=1)
+    model = replace(model, blocks=tuple(replace(b, load_transient_bytes=GIB) for b in model.blocks))
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    blocks = [(block, gpu) for block in model.blocks]
+    Forward(model, logits_rows=1).extend(blocks, batch=17, total_tokens=8)
+    assert gpu.allocator.peak_allocated == 8 * 4096 * 17
+
+
+def test_a_windows_cache_after_a_decode_step_of_two_sequences(make_llama: Make) -> None:
+    model = make_llama(layers=1)
+    model = replace(model, blocks=tuple(replace(b, kv_window=1024) for b in model.blocks))
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    blocks = [(block, gpu) for block in model.blocks]
+    forward = Forward(model, logits_rows=1)
+    forward.run(blocks, tokens=1024, batch=2, total_tokens=1024)
+    assert gpu.allocator.allocated == 2 * 1024 * 4096
+    forward.run(blocks, tokens=1, batch=2, total_tokens=1025)
+    assert gpu.allocator.allocated == 2 * 1024 * 4096
+    forward.run(blocks, tokens=5, batch=2, total_tokens=1030)
+    assert gpu.allocator.allocated == 2 * (1023 + 5) * 4096
+
+
+def test_columns_kept_in_16_bit_are_held_beside_the_product(make_llama: Make) -> None:
+    model = make_llama("8bit", layers=1)
+    costs = replace(HOPPER, int8_outlier_share=0.25, int8_outlier_share_down=0.0)
+    gpu, plain = (Gpu(allocator=Allocator(), costs=c) for c in (costs, HOPPER))
+    forward = Forward(model, logits_rows=1)
+    kept = 8192 // 4
+    found, without = (
+        forward._linear_int8(one, T, 28672, 8192, down=False) for one in (gpu, plain)
+    )
+    assert found.size == without.size == WIDE
+    # Outlier columns of the input and of the weight, in 16 bit, and both results of the sum.
+    more = T * kept * 2 + 28672 * kept * 2
+    assert gpu.allocator.peak_allocated == plain.allocator.peak_allocated + more
+    down = forward._linear_int8(gpu, T, 8192, 28672, down=True)
+    assert gpu.allocator.allocated == found.size + down.size

@@ -192,3 +192,98 @@ def test_sentence() -> None:
         "decoding is slower than half the bandwidth floor; "
         "torch.backends.cuda.enable_cudnn_sdp(False)"
     )
+
+
+def test_sentence_without_a_reason_names_device_and_remedy() -> None:
+    record = Record(
+        name="peak",
+        outcome="failed",
+        expected=1,
+        measured=2,
+        device="GPU 3",
+        remedy="rent another",
+    )
+    assert sentence(record) == "peak on GPU 3: expected 1, measured 2; rent another"
+    assert sentence(replace(record, reason="it grew. ", remedy="")) == "it grew"
+
+
+def test_several_of_each_are_counted_in_the_plural() -> None:
+    warned = Record(name="x", outcome="warned", reason="hot")
+    unknown = Record(name="y", outcome="unknown", reason="N/A")
+    report = run(
+        result("passed", GOOD, warned, warned, unknown, unknown),
+        result("passed", GOOD),
+        result("passed", is_check=False),
+        result("passed", is_check=False),
+        result("skipped", warned, reason="not today"),
+    )
+    assert decide(report).line == (
+        "READY: 2 checks passed, 2 own tests passed, 2 warnings, 2 unknown, 1 skipped "
+        "(no model was loaded)"
+    )
+
+
+def test_a_mixed_machine_is_named_card_by_card() -> None:
+    mixed = machine(3)
+    other = replace(mixed.gpus[1], name="NVIDIA L4")
+    mixed = replace(mixed, gpus=(mixed.gpus[0], other, mixed.gpus[2]))
+    name = mixed.gpus[0].name
+    line = decide(replace(four_h100s(free_vram()), machine=mixed)).line
+    assert line == (
+        f"READY: llama-3.3-70b in 16bit on 2 x {name} + 1 x NVIDIA L4: 1 check passed"
+    )
+    without = decide(replace(four_h100s(free_vram()), machine=None)).line
+    assert without == "READY: llama-3.3-70b in 16bit: 1 check passed"
+
+
+def test_what_the_run_left_out_is_told_when_it_fails() -> None:
+    bad = result("failed", reason="boom")
+    cpu = replace(run(bad, bad), tier="cpu")
+    assert decide(cpu).line == (
+        "NOT READY: test_x.py::test_x failed: boom (cpu tier: no GPU was checked)"
+    )
+    simulated = replace(run(bad), machine=replace(machine(2), simulated="2xA6000"))
+    assert decide(simulated).line == (
+        "NOT READY: test_x.py::test_x failed: boom (simulated 2xA6000: plan only)"
+    )
+
+
+def test_worst_first_whatever_the_order() -> None:
+    unknown = Record(name="ECC", outcome="unknown", reason="ECC unread")
+    broken = Record(name="copies", outcome="failed", reason="bytes differ")
+    verdict = decide(
+        run(
+            few_gpus(),
+            result("passed", unknown),
+            result("error", reason="crash"),
+            result("failed", broken),
+        ),
+        strict=True,
+    )
+    assert verdict.reasons == (
+        "bytes differ",
+        "test_x.py::test_x failed: crash",
+        "ECC unread",
+        SHORT,
+    )
+    assert verdict.line == "NOT READY: bytes differ (+3 more)"
+
+
+def test_a_shortfall_exit_code_with_nothing_failed_is_no_failure() -> None:
+    assert decide(run(result("passed", GOOD)), exit_status=10).ready
+
+
+def test_a_skip_for_hardware_without_words_under_strict() -> None:
+    verdict = decide(run(result("skipped", hardware_skip=True)), strict=True)
+    assert verdict.reasons == ("test_x.py::test_x was skipped",)
+
+
+def test_strict_skips_leave_later_failures_to_be_told() -> None:
+    checks = (result("skipped", reason="s"), result("failed", reason="boom"))
+    assert decide(run(*checks)).exit_code == 1
+    unmeasured = Record(name="ECC", outcome="unknown", reason="ECC unread")
+    both = (result("failed", unmeasured), result("failed", reason="boom"))
+    assert decide(run(*both), strict=True).reasons == (
+        "test_x.py::test_x failed: boom",
+        "ECC unread",
+    )

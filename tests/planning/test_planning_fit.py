@@ -1,0 +1,193 @@
+"""The largest context, and the remedies: texts word for word, numbers as the plans have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pytest_multigpu.planning.fit import choose_tier, largest_context, remedies
+from pytest_multigpu.planning.partition import balanced
+from pytest_multigpu.planning.peaks import predict
+from pytest_multigpu.records.machine import Gpu, Machine
+from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
+from pytest_multigpu.units import GIB, MIB, gib
+
+Make = Callable[..., Architecture]
+SHAPE = {
+    "layers": 8,
+    "hidden": 2048,
+    "intermediate": 8192,
+    "heads": 16,
+    "kv_heads": 4,
+    "head_dim": 128,
+    "vocab": 4000,
+}
+
+
+def machine(*free_mib: int, total_mib: int = 4096, reserved_mib: int = 96) -> Machine:
+    gpus = tuple(
+        Gpu(
+            index=i,
+            cuda_index=i,
+            uuid=f"GPU-{i}",
+            name="Card",
+            total_bytes=total_mib * MIB,
+            free_bytes=free * MIB,
+            used_bytes=(total_mib - reserved_mib - free) * MIB,
+            reserved_bytes=reserved_mib * MIB,
+        )
+        for i, free in enumerate(free_mib)
+    )
+    return Machine(gpus=gpus, visible=tuple(range(len(gpus))))
+
+
+def plan(
+    model: Architecture,
+    on: Machine,
+    placed: DeviceMap,
+    *,
+    context: int = 1000,
+    batch: int = 1,
+    placement: str = "auto",
+) -> Plan:
+    return predict(
+        model,
+        placed,
+        on,
+        context_tokens=context,
+        batch=batch,
+        weights="synthetic",
+        placement=placement,
+    )
+
+
+def peak(found: Plan, at: int = 0) -> str:
+    device = found.devices[at]
+    index = device.device.removeprefix("cuda:")
+    return f"GPU {index} would peak at {gib(device.peak_bytes)} of {gib(device.limit_bytes)}"
+
+
+@pytest.mark.parametrize(("free_mib", "batch"), [(2048, 1), (2600, 3), (1900, 1), (4000, 1)])
+def test_the_largest_context_is_exact_to_what_is_promised(
+    free_mib: int, batch: int, make_llama: Make
+) -> None:
+    model, on = make_llama(**SHAPE), machine(free_mib)
+    longest = largest_context(model, {"": 0}, on, batch=batch)
+    assert longest > 100
+    assert plan(model, on, {"": 0}, context=longest, batch=batch).fits
+    more = longest + max(16, longest // 256)
+    assert not plan(model, on, {"": 0}, context=more, batch=batch).fits
+
+
+def test_no_context_is_longer_than_the_models(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    short = replace(model, max_context=300)
+    assert largest_context(short, {"": 0}, machine(4000)) == 300
+    tiny = replace(make_llama("cpu", **SHAPE), max_context=None)
+    assert largest_context(tiny, {"": "cpu"}, Machine()) == 1_048_576
+
+
+def test_one_token_that_just_fits(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    need = plan(model, machine(4000), {"": 0}, context=1).devices[0].peak_bytes
+    one = machine(4000)
+    for free, tokens in ((need, 1), (need - 1, 0)):
+        gpu = replace(one.gpus[0], free_bytes=free)
+        found = largest_context(replace(model, max_context=1), {"": 0}, replace(one, gpus=(gpu,)))
+        assert found == tokens
+
+
+def test_the_refused_tiers_are_told(make_llama: Make) -> None:
+    on = machine(900)
+    made: dict[Tier, Plan] = {
+        tier: plan(make_llama(tier, **SHAPE), on, {"": 0}) for tier in ("16bit", "8bit", "4bit")
+    }
+    chosen, refused = choose_tier(made.__getitem__)
+    assert chosen is None
+    assert [one.architecture.tier for one in refused] == ["16bit", "8bit", "4bit"]
+
+
+def test_balanced_is_the_first_remedy_and_says_what_it_takes(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(1700, 1700)
+    refused = plan(model, on, {"": 0})
+    placed = balanced(model, on, context_tokens=1000, batch=1)
+    spread = plan(model, on, placed)
+    fullest = max((0, 1), key=lambda at: spread.devices[at].peak_bytes)
+    found = remedies(refused, on)
+    assert found[0] == f"--gpu-placement=balanced fits: {peak(spread, fullest)}"
+    assert found[1:-1] == ()
+    # The same plan from balanced itself has no such remedy.
+    again = remedies(replace(refused, placement="balanced"), on)
+    assert not [text for text in again if text.startswith("--gpu-placement")]
+
+
+def test_a_shorter_context_is_named_as_found(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(2048)
+    refused = plan(model, on, {"": 0}, context=60_000, batch=2)
+    longest = largest_context(model, {"": 0}, on, batch=2)
+    found = remedies(refused, on)
+    assert found[0] == f"--gpu-context={longest} is the longest that fits as placed"
+    offloaded = plan(model, on, {"": 0, "lm_head": "cpu"}, context=60_000)
+    assert not [text for text in remedies(offloaded, on) if "--gpu-context" in text]
+
+
+def test_a_lower_tier_on_the_same_machine(make_llama: Make) -> None:
+    tiers: dict[Tier, Architecture] = {
+        tier: make_llama(tier, **SHAPE) for tier in ("16bit", "8bit", "4bit")
+    }
+    # Free for nf4 alone: int8 needs 100 MiB more.
+    peaks = {
+        tier: plan(model, machine(4000), {"": 0}).devices[0].peak_bytes
+        for tier, model in tiers.items()
+    }
+    assert peaks["4bit"] < peaks["8bit"] < peaks["16bit"]
+    for tier in ("8bit", "4bit"):
+        on = machine(-(-peaks[tier] // MIB))
+        refused = plan(tiers["16bit"], on, {"": 0})
+        lower = plan(tiers[tier], on, {"": 0})
+        found = remedies(refused, on, architectures=tiers)
+        texts = [text for text in found if text.startswith("--gpu-tier")]
+        assert texts == [f"--gpu-tier={tier} --gpu-placement=balanced fits: {peak(lower)}"]
+    without = remedies(plan(tiers["16bit"], on, {"": 0}), on)
+    assert not [text for text in without if text.startswith("--gpu-tier")]
+
+
+def test_busy_cards_are_to_be_freed(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(600, 1000)
+    found = remedies(plan(model, on, {"": 0}), on)
+    assert found[-1] == "1 x Card with nothing else on them would do: free their memory"
+
+
+def test_what_to_rent_is_the_fewest_of_the_largest_card(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    on = machine(1300, total_mib=1396)
+    found = remedies(plan(model, on, {"": 0}), on)
+    three = machine(1300, 1300, 1300, total_mib=1396)
+    counts = [
+        n
+        for n in range(1, 17)
+        if plan(
+            model,
+            (cards := machine(*[1300] * n, total_mib=1396)),
+            balanced(model, cards, context_tokens=1000, batch=1),
+        ).fits
+    ]
+    assert counts[0] == 3
+    spread = plan(model, three, balanced(model, three, context_tokens=1000, batch=1))
+    fullest = max(range(3), key=lambda at: spread.devices[at].peak_bytes)
+    assert found == (f"rent 3 x Card: with --gpu-placement=balanced {peak(spread, fullest)}",)
+    assert remedies(plan(model, on, {"": 0}), on, most_gpus=3) == found
+    assert remedies(plan(model, on, {"": 0}), on, most_gpus=2) == ()
+    # A smaller card beside it is not what would be rented.
+    small = replace(on.gpus[0], index=1, cuda_index=1, name="Small", total_bytes=GIB, free_bytes=0)
+    both = Machine(gpus=(small, replace(on.gpus[0], index=0)), visible=(1, 0))
+    assert remedies(plan(model, both, {"": 1}), both)[-1].startswith("rent 3 x Card: ")
+
+
+def test_without_a_gpu_there_is_nothing_to_say(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    refused = plan(model, Machine(), {"": 0})
+    assert refused.reasons == ("GPU 0 is not there: CUDA sees 0 of the map's GPUs",)
+    assert remedies(refused, Machine(), architectures={"4bit": make_llama("4bit")}) == ()
