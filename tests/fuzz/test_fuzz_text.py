@@ -39,7 +39,8 @@ def test_sizes(text: str) -> None:
 
 @FUZZ
 @given(
-    spec=GROUP | st.lists(GROUP, min_size=1, max_size=4).map("+".join)
+    spec=GROUP
+    | st.lists(GROUP, min_size=1, max_size=4).map("+".join)
     | st.text(max_size=40)
     | st.sampled_from(["1x" + " " * 3000 + "T4\n", "1xT4+" * 3000, "9999xT4", "1x" + "9" * 5000])
 )

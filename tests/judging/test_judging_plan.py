@@ -150,7 +150,11 @@ def test_a_plan_that_another_placement_mends_is_no_shortfall() -> None:
 
 @pytest.mark.parametrize(
     ("names", "listed"),
-    [("abcd", "a, b, c, d"), ("abcde", "a, b, c, d and 1 more"), ("abcdefg", "a, b, c, d and 3 more")],
+    [
+        ("abcd", "a, b, c, d"),
+        ("abcde", "a, b, c, d and 1 more"),
+        ("abcdefg", "a, b, c, d and 3 more"),
+    ],
 )
 def test_at_most_four_blocks_are_listed(names: str, listed: str) -> None:
     record = judge_plan(replace(PLAN, fits=False, offloaded=tuple(names)))[1]

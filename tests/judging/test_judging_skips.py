@@ -110,7 +110,7 @@ def test_malformed(text: str, message: str) -> None:
     assert str(caught.value) == f"--gpu-expected-skips: f: {message}"
 
 
-@given(st.text(max_size=60) | st.text("[]{}\",:a1 \n#", max_size=60))
+@given(st.text(max_size=60) | st.text('[]{}",:a1 \n#', max_size=60))
 def test_any_text_is_a_list_or_one_clear_error(text: str) -> None:
     try:
         parse_expected_skips(text, "f")

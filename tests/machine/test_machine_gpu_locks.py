@@ -87,9 +87,7 @@ def test_a_child_does_not_inherit_the_lock(tmp_path: Path) -> None:
     child.wait()
 
 
-def test_another_users_folder_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_users_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_locks.tempfile, "gettempdir", lambda: str(tmp_path))
     folder = lock_folder()
     assert lock_folder() == folder

@@ -29,7 +29,10 @@ def test_samples_by_cuda_name() -> None:
     before = len(timeline.samples())
     found = wait_for(timeline, before + 4)
     timeline.stop()
-    assert {(s.device, s.used_bytes) for s in found[:4]} == {("cuda:0", 5 * GIB), ("cuda:1", 7 * GIB)}
+    assert {(s.device, s.used_bytes) for s in found[:4]} == {
+        ("cuda:0", 5 * GIB),
+        ("cuda:1", 7 * GIB),
+    }
     assert found[-1].device == found[-2].device == "cuda:1"
     assert found[-1].used_bytes == 9 * GIB
     assert 100 <= found[0].seconds < 102

@@ -184,9 +184,7 @@ def test_columns_kept_in_16_bit_are_held_beside_the_product(make_llama: Make) ->
     gpu, plain = (Gpu(allocator=Allocator(), costs=c) for c in (costs, HOPPER))
     forward = Forward(model, logits_rows=1)
     kept = 8192 // 4
-    found, without = (
-        forward._linear_int8(one, T, 28672, 8192, down=False) for one in (gpu, plain)
-    )
+    found, without = (forward._linear_int8(one, T, 28672, 8192, down=False) for one in (gpu, plain))
     assert found.size == without.size == WIDE
     # Outlier columns of the input and of the weight, in 16 bit, and both results of the sum.
     more = T * kept * 2 + 28672 * kept * 2

@@ -78,9 +78,7 @@ def test_nothing_and_tables(make_llama: Make) -> None:
     ("tier", "dtype", "buffers"),
     [("4bit", "bfloat16", 1), ("8bit", "bfloat16", 2), ("8bit", "float16", 1)],
 )
-def test_scratch_beside_the_weights(
-    tier: Tier, dtype: str, buffers: int, make_llama: Make
-) -> None:
+def test_scratch_beside_the_weights(tier: Tier, dtype: str, buffers: int, make_llama: Make) -> None:
     model = replace(make_llama(tier, **{**SHAPE, "layers": 4}), dtype=dtype)  # type: ignore[arg-type]
     gpu = Gpu(allocator=Allocator(), costs=HOPPER)
     load(gpu, model, model.blocks)
@@ -92,7 +90,9 @@ def test_scratch_beside_the_weights(
     )
     assert gpu.allocator.peak_reserved >= reserve
     largest = model.blocks[1].load_transient_bytes
-    wide = replace(model, blocks=tuple(replace(b, load_transient_bytes=64 * MIB) for b in model.blocks))
+    wide = replace(
+        model, blocks=tuple(replace(b, load_transient_bytes=64 * MIB) for b in model.blocks)
+    )
     held = Gpu(allocator=Allocator(), costs=HOPPER)
     load(held, wide, wide.blocks)
     assert largest == 2 * MIB

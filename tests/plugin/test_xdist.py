@@ -182,9 +182,7 @@ def test_a_run_about_something_else_is_left_alone(pytester: pytest.Pytester) -> 
 
 
 @pytest.mark.usefixtures("fakes")
-def test_a_fleet_has_one_table(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fleet_has_one_table(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(
         """
         import os, pytest

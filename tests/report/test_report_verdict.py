@@ -229,9 +229,7 @@ def test_a_mixed_machine_is_named_card_by_card() -> None:
     mixed = replace(mixed, gpus=(mixed.gpus[0], other, mixed.gpus[2]))
     name = mixed.gpus[0].name
     line = decide(replace(four_h100s(free_vram()), machine=mixed)).line
-    assert line == (
-        f"READY: llama-3.3-70b in 16bit on 2 x {name} + 1 x NVIDIA L4: 1 check passed"
-    )
+    assert line == (f"READY: llama-3.3-70b in 16bit on 2 x {name} + 1 x NVIDIA L4: 1 check passed")
     without = decide(replace(four_h100s(free_vram()), machine=None)).line
     assert without == "READY: llama-3.3-70b in 16bit: 1 check passed"
 
