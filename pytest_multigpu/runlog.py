@@ -75,7 +75,7 @@ class RunLog:
             crash = CheckResult(
                 nodeid=report.nodeid or "collection",
                 outcome="error",
-                reason="could not be collected",
+                reason=_collect_reason(report),
                 is_check=False,
             )
             self.report = self.report.with_check(crash)
@@ -161,6 +161,12 @@ def _result(nodeid: str, phases: list[pytest.TestReport], seconds: float) -> Che
         hardware_skip=bool(notes.get("hardware_skip")),
         shortfall=bool(notes.get("shortfall")),
     )
+
+
+def _collect_reason(report: pytest.CollectReport) -> str:
+    """``could not be collected: ModuleNotFoundError: No module named 'x'``."""
+    raised = [line[1:].strip() for line in report.longreprtext.splitlines() if line[:2] == "E "]
+    return f"could not be collected{f': {raised[-1]}' if raised else ''}"
 
 
 def _reason(report: pytest.TestReport) -> str:
