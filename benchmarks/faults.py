@@ -151,7 +151,7 @@ def _command(fault: Fault, folder: Path, values: Mapping[str, str]) -> list[str]
     checks = ["--pyargs", "pytest_multigpu.checks"] if fault.checks else []
     return [
         *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),
-        *("-p", "no:hypothesispytest", "-p", "plant", f"--rootdir={folder}"),
+        *("-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "plant", f"--rootdir={folder}"),
         *(f"--gpu-report={folder}/report", *checks),
         *(part.format(folder=folder, **values) for part in _split(fault.args)),
     ]
@@ -280,7 +280,7 @@ def main() -> int:
     parser.add_argument("--gpu", action="store_true", help="plant on this machine's GPUs")
     parser.add_argument("--only", default="", help="a regular expression on the names")
     parser.add_argument("--healthy", type=int, default=0, metavar="N")
-    parser.add_argument("--jobs", type=int, default=0, help="runs beside each other (CPU: 2)")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time (CPU: 2, GPU: 4)")
     parser.add_argument("--out", type=Path, help="results in JSON")
     parser.add_argument(
         "--update", action="store_true", help="keep the other rows that --out has already"
@@ -299,7 +299,7 @@ def main() -> int:
         options.keep.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     results = []
-    jobs = options.jobs or (1 if options.gpu else 2)
+    jobs = options.jobs or (4 if options.gpu else 2)
     for one in run_all(chosen, jobs=jobs, keep=options.keep):
         results.append(one)
         mark = "ok    " if one.ok else "NOT OK"
@@ -335,7 +335,7 @@ def _write(options: argparse.Namespace, results: Sequence[Result]) -> None:
 def updated(before: Sequence[Mapping[str, Any]], new: Sequence[Result]) -> list[Result]:
     """Rows of an earlier run, those of the same name replaced, and what is new."""
     by_name = {one.name: one for one in new}
-    kept = [by_name.pop(row["name"], None) or Result(**row) for row in before]
+    kept = [by_name.pop(row["name"]) if row["name"] in by_name else Result(**row) for row in before]
     return kept + list(by_name.values())
 
 
