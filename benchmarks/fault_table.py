@@ -109,14 +109,12 @@ MACHINE = [
         nvml(hang="nvmlDeviceGetCount"),
         also=NO_GPU_LEFT,
         limit=30.0,
-        fast=True,
     ),
     machine(
         "GPU lost before the run",
         r"GPU 2 cannot be read: GPU is lost",
         nvml(lose=[2], unseen=[2]),
         also=(r"CUDA does not see GPU 2;",),
-        fast=True,
     ),
     machine(
         "GPU lost midway",
@@ -196,7 +194,6 @@ MACHINE = [
         r"a process \(PID 4000000, 40\.0 GiB\)",
         gpu(2, used=40 * GIB, processes={str(KILLED): 40 * GIB}),
         args="-m quick --gpu-wait=1",
-        fast=True,
     ),
     machine(
         "memory held by nobody visible",
@@ -351,13 +348,13 @@ CHECKPOINTS = [
     ),
     shard(
         "of another model",
-        r"model\.embed_tokens\.weight|hidden|shape",
+        r"lm_head\.weight has the shape \[512, 64\], the model's config\.json says \[512, 128\]",
         files.other_config,
         args=f"{MODEL} --gpu-model={{checkpoint}} -k distribution",
     ),
     shard(
         "lacks a layer",
-        r"layers\.6",
+        r"tensors are not in the checkpoint, first model\.layers\.6\.input_layernorm",
         files.more_layers,
         args=f"{MODEL} --gpu-model={{checkpoint}} -k distribution",
     ),
@@ -412,11 +409,11 @@ PLANS = [
     Fault(
         name="context too long",
         issue=2,
-        reason=r"9000000 tokens x 1|lacks",
+        reason=r"GPU \d lacks .* with 9000000 tokens x 1",
         plants=(nvml(),),
         args="-m quick --gpu-context=9000000",
         exit=10,
-        also=(r"lacks", r"fits"),
+        also=(r"GPU \d lacks", r"were asked for and \d+ fit"),
     ),
     Fault(
         name="auto refuses 8 bit on one card",
@@ -424,7 +421,7 @@ PLANS = [
         reason=r"device_map='auto' refuses: .*--gpu-placement=balanced fits",
         plants=(nvml(gpus=1),),
         args="-m quick --gpu-tier=8bit",
-        also=(r".*",),
+        also=(r"the plan puts model\.layers\.\d+", r"were asked for and 0 fit"),
     ),
 ]
 
@@ -434,54 +431,64 @@ MODELS = [
         r"hidden_states\[5\] on CPU is zero at",
         ("layer", {"layer": 4, "how": "zero"}),
         issue=5,
-        also=(r".*",),
+        also=(
+            r"differ from an uncached forward",
+            r"hidden_states\[\d\] can't be told",
+            r"^CPU: .*planted",
+            r"scores change",
+        ),
     ),
     model(
         "NaN in a layer's output",
-        r"hidden_states\[2\] on CPU is not finite|NaN or infinity",
+        r"NaN or infinity at \d+ positions, first 0",
         ("layer", {"layer": 1, "how": "nan"}),
-        also=(r".*",),
+        also=(
+            r"differ from an uncached forward",
+            r"can't be told from",
+            r"not finite",
+            r"ScoringError: .*(nan|finite)",
+        ),
     ),
     model(
         "noise at every pass",
         r"two greedy generations of the same prompt differ",
         ("layer", {"layer": 2, "how": "noise"}),
         args="-k generation",
-        also=(r".*",),
+        also=(r"differ from an uncached forward",),
     ),
     model(
         "cached decoding is wrong",
         r"tokens differ from an uncached forward",
         ("layer", {"layer": 2, "how": "decoding"}),
         args="-k generation",
-        also=(r".*",),
+        also=(r"two greedy",),
     ),
     model(
         "NaN in one weight",
         r"NaN or infinity at \d+ positions, first 0",
         ("weight_nan", {}),
         args="-k test_greedy_generation",
-        also=(r".*",),
+        also=(r"differ from an uncached forward",),
     ),
     model(
         "weights never arrived",
-        r"model\.layers\.2.*meta|meta",
+        r"not on the CPU: model\.layers\.2 on meta",
         ("meta_layer", {"layer": 2}),
         args="-k distribution",
-        also=(r".*",),
+        also=(r"model\.layers\.2 on meta, planned cpu",),
     ),
     model(
         "half of the head is lost",
-        r"has 263,744 parameters, .* were found|parameters",
+        r"tiny-llama has [\d,]+ parameters, [\d,]+ were found",
         ("short_weight", {}),
         args="-k distribution",
     ),
     model(
-        "placed elsewhere than planned",
-        r"disk|not on",
+        "part of the model offloaded to disk",
+        r"ValueError while loading: The current `device_map` had weights offloaded to the disk",
         ("map", {"device_map": {"": "cpu", "model.layers.3": "disk"}}),
         args="-k distribution",
-        also=(r".*",),
+        also=(),
     ),
     model(
         "out of memory while loading",
@@ -492,7 +499,7 @@ MODELS = [
     ),
     model(
         "loading hangs",
-        r"Timeout",
+        r"Timeout \(>8\.0s\)",
         ("load", {"how": "hang"}),
         args="-k distribution --timeout=8",
         issue=6,
@@ -500,7 +507,7 @@ MODELS = [
     ),
     model(
         "generation hangs",
-        r"Timeout",
+        r"Timeout \(>12\.0s\)",
         ("generation", {"how": "hang"}),
         args="-k test_greedy_generation --timeout=12",
         issue=6,
@@ -546,7 +553,7 @@ MODELS = [
         ("meter", {"used": None}),
         args="-k peak --gpu-strict",
         issue=6,
-        also=(r".*",),
+        also=(r"^test_",),
     ),
 ]
 
@@ -555,7 +562,7 @@ PROBES = [
         "off-by-one layer",
         r"the scorer's activations at site raw are not hidden_states\[2\]",
         ("scorer", {"mistake": "off by one"}),
-        also=(r".*",),
+        also=(r"planted tokens' scores do not move", r"re-forwarded after cached generation"),
     ),
     probe(
         "raw instead of final_norm",
@@ -563,7 +570,7 @@ PROBES = [
         ("scorer", {"mistake": "raw site"}),
         prepare=files.probe(site="final_norm"),
         args="--gpu-probe={probe}",
-        also=(r".*",),
+        also=(),
     ),
     probe(
         "batch row 0 only",
@@ -581,7 +588,7 @@ PROBES = [
         "span not widened",
         r"5 tokens are not scored that must be",
         ("scorer", {"mistake": "narrow span"}),
-        also=(r".*",),
+        also=(),
     ),
     probe(
         "hook on a moved module",
@@ -593,9 +600,9 @@ PROBES = [
         "scaler on the wrong device",
         r"the probe's mean for hidden_states\[2\] is on meta, its activations on cpu",
         ("scorer", {"mistake": "scaler elsewhere"}),
-        prepare=files.probe(scaler=9.7, normalize=True),
+        prepare=files.probe(scaler=5.4, normalize=True),
         args="--gpu-probe={probe}",
-        also=(r".*",),
+        also=(r"is on meta",),
     ),
     probe(
         "exception in the scorer",
@@ -606,15 +613,15 @@ PROBES = [
     ),
     probe(
         "sign turned",
-        r"differs from a float64 computation|planted tokens' scores do not move",
+        r"the score differs from a float64 computation",
         ("scorer", {"mistake": "inverted"}),
-        also=(r".*",),
+        also=(r"planted tokens' scores do not move",),
     ),
     probe(
         "every score is 0.5",
         r"the score differs from a float64 computation of it",
         ("scorer", {"mistake": "0.5"}),
-        also=(r".*",),
+        also=(r"planted tokens' scores do not move", r"all tokens have the same score"),
     ),
     probe(
         "probe of another hidden size",
@@ -641,7 +648,7 @@ PROBES = [
         r"activations at layer 2, site raw, are .* times the size that the probe was fitted on",
         prepare=files.probe(scaler=1000.0),
         args="--gpu-probe={probe}",
-        also=(r".*",),
+        also=(),
     ),
     probe(
         "NaN in one direction",
@@ -652,15 +659,16 @@ PROBES = [
     ),
     probe(
         "probe file cut short",
-        r"probe\.safetensors: ",
+        r"probe\.safetensors: is damaged",
         prepare=files.cut_probe,
         args="--gpu-probe={probe}",
         also=(r"probe\.safetensors: ",),
     ),
     probe(
         "pickle that runs a command",
-        r"detector\.pt: .*(os|posix)\.?.*system",
+        r"detector\.pt: refused: it names the global 'posix\.system'",
         prepare=files.evil_probe,
+        never="ran",
         args="--gpu-probe={probe}",
         also=(r"detector\.pt: ",),
     ),
@@ -721,21 +729,21 @@ GATES = [
     ),
     own(
         "nothing collected under strict",
-        r"no test was collected|no tests",
+        r"no test was collected",
         "x = 1\n",
         args="--gpu-tier=cpu --gpu-strict",
         exit=5,
     ),
     own(
         "file that cannot be imported",
-        r"could not be collected|interrupted",
+        r"could not be collected: ModuleNotFoundError: No module named 'no_such_module_anywhere'",
         "import no_such_module_anywhere\n",
         exit=2,
-        also=(r".*",),
+        also=(r"could not be collected",),
     ),
     own(
         "marker with a size without unit",
-        r"vram|40",
+        r"test_own\.py::test_x: gpu\(vram=\): '40' has no unit; write 40GiB",
         'import pytest\n@pytest.mark.gpu(vram="40")\ndef test_x(): pass\n',
         exit=4,
     ),
@@ -765,9 +773,9 @@ GATES = [
     Fault(
         name="baseline missing under strict",
         issue=6,
-        reason=r"baseline",
+        reason=r"base\.json has no baseline for .*record it with --gpu-baseline-update",
         args=f"{MODEL} --gpu-strict -k plan --gpu-baseline={{folder}}/base.json",
-        also=(r".*",),
+        also=(r"baseline", r"skip|cpu tier"),
     ),
 ]
 
@@ -782,7 +790,7 @@ def _healthy(name: str, args: str, *plants: Plant, **more: Any) -> Fault:
 
 HEALTHY = [
     _healthy("cpu tier", MODEL),
-    _healthy("quick, four H100s", "-m quick", nvml()),
+    _healthy("quick, four H100s", "-m quick", nvml(), fast=True),
     _healthy("quick, 8 bit, four H100s", "-m quick --gpu-tier=8bit", nvml()),
     _healthy(
         "cpu tier, quick, strict",

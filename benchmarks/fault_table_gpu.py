@@ -328,6 +328,7 @@ SEVERAL = [
         "slow sibling",
         rf"GPU {LAST} reaches .*, its siblings .*: below 80% of them",
         fault={"kind": "slow", "gpu": LAST, "times": 3},
+        line=rf"NOT READY: GPU {LAST} ",
         also=(rf"GPU {LAST} .*(siblings|same link|datasheet)",),
     ),
     worker(

@@ -1,7 +1,7 @@
 """The fault campaign: plants one fault at a time into a real run and demands its verdict.
 
 ``python benchmarks/faults.py`` plants on the CPU, with a fake machine where GPUs are needed;
-``--gpu`` plants on this machine's GPUs for real. ``--only NAME`` (a part of a name) picks faults,
+``--gpu`` plants on this machine's GPUs for real. ``--only NAME`` picks faults by their names,
 ``--healthy N`` adds N runs without a fault, which must be READY. It prints fault, expected and
 actual verdict, exit code and seconds; ends with 1 if any differs.
 """
@@ -70,6 +70,8 @@ class Fault:
     """What the last line must match where worse than ``reason`` comes first."""
     killed: bool = False
     """The run itself is killed: its report must name ``reason`` as what was running."""
+    never: str = ""
+    """A file that must not have come about."""
     checks: bool = True
     """Run the shipped checks; False: only what ``args`` names."""
     limit: float = SECONDS
@@ -138,6 +140,8 @@ def run_fault(fault: Fault, *, keep: Path | None = None) -> Result:
             (keep / f"{fault.name.replace('/', '-')}.txt").write_text(done.stdout + done.stderr)
         report = _read(folder / "report" / "report.json")
         actual, why = judge(fault, done.returncode, done.stdout, done.stderr, report)
+        if fault.never and (folder / fault.never).exists():
+            why = f"{fault.never} has come about"
         rows = red_rows(report) if report is not None else []
         found = _result(fault, actual, done.returncode, seconds, ok=not why, why=why)
         return replace(found, red=tuple(row[:200] for row in rows))
@@ -147,7 +151,7 @@ def _command(fault: Fault, folder: Path, values: Mapping[str, str]) -> list[str]
     checks = ["--pyargs", "pytest_multigpu.checks"] if fault.checks else []
     return [
         *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),
-        *("-p", "no:hypothesispytest", "-p", "plant", f"--rootdir={folder}"),
+        *("-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "plant", f"--rootdir={folder}"),
         *(f"--gpu-report={folder}/report", *checks),
         *(part.format(folder=folder, **values) for part in _split(fault.args)),
     ]
@@ -274,10 +278,13 @@ def summary(results: Sequence[Result]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--gpu", action="store_true", help="plant on this machine's GPUs")
-    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--only", default="", help="a regular expression on the names")
     parser.add_argument("--healthy", type=int, default=0, metavar="N")
-    parser.add_argument("--jobs", type=int, default=0, help="runs beside each other (CPU: 2)")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time (CPU: 2, GPU: 4)")
     parser.add_argument("--out", type=Path, help="results in JSON")
+    parser.add_argument(
+        "--update", action="store_true", help="keep the other rows that --out has already"
+    )
     parser.add_argument("--markdown", type=Path, help="the table")
     parser.add_argument("--keep", type=Path, help="a folder for what every run printed")
     options = parser.parse_args()
@@ -286,30 +293,32 @@ def main() -> int:
         from benchmarks.fault_table_gpu import FAULTS, HEALTHY
     else:
         from benchmarks.fault_table import FAULTS, HEALTHY
-    chosen = [fault for fault in FAULTS if options.only in fault.name]
+    chosen = [fault for fault in FAULTS if re.search(options.only, fault.name)]
     chosen += [HEALTHY[i % len(HEALTHY)] for i in range(options.healthy)]
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     results = []
-    jobs = options.jobs or (1 if options.gpu else 2)
+    jobs = options.jobs or (4 if options.gpu else 2)
     for one in run_all(chosen, jobs=jobs, keep=options.keep):
         results.append(one)
         mark = "ok    " if one.ok else "NOT OK"
         print(f"{mark} {one.seconds:5.1f} s  {one.name}", flush=True)
         if not one.ok or one.exit is None:
             print(f"       expected {one.expected}\n       said {one.actual}\n       {one.why}")
-    seconds = round(time.monotonic() - began, 1)
-    print(f"{summary(results)}; {seconds} s")
-    _write(options, results, seconds)
+    print(f"{summary(results)}; {time.monotonic() - began:.0f} s")
+    _write(options, results)
     return 0 if results and all(one.ok for one in results) else 1
 
 
-def _write(options: argparse.Namespace, results: Sequence[Result], seconds: float) -> None:
+def _write(options: argparse.Namespace, results: Sequence[Result]) -> None:
+    if options.update and options.out is not None and options.out.exists():
+        results = updated(json.loads(options.out.read_text())["results"], results)
+    seconds = round(sum(one.seconds for one in results))
     if options.out is not None:
         everything = {
             "summary": summary(results),
-            "seconds": seconds,
+            "seconds of all runs": seconds,
             "hardware": _hardware(gpu=options.gpu),
             "versions": _versions(),
             "results": [asdict(one) for one in results],
@@ -318,7 +327,16 @@ def _write(options: argparse.Namespace, results: Sequence[Result], seconds: floa
         options.out.write_text(json.dumps(everything, indent=1) + "\n")
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(f"{summary(results)}; {seconds} s.\n\n{table(results)}\n")
+        options.markdown.write_text(
+            f"{summary(results)}; runs took {seconds} s in all.\n\n{table(results)}\n"
+        )
+
+
+def updated(before: Sequence[Mapping[str, Any]], new: Sequence[Result]) -> list[Result]:
+    """Rows of an earlier run, those of the same name replaced, and what is new."""
+    by_name = {one.name: one for one in new}
+    kept = [by_name.pop(row["name"]) if row["name"] in by_name else Result(**row) for row in before]
+    return kept + list(by_name.values())
 
 
 def _hardware(*, gpu: bool) -> list[str]:

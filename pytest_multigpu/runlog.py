@@ -119,7 +119,7 @@ class RunLog:
             ended = CheckResult(
                 nodeid=report.nodeid or "collection",
                 outcome="error" if report.failed else "skipped",
-                reason="could not be collected" if report.failed else _reason(report),
+                reason=_collect_reason(report) if report.failed else _reason(report),
                 is_check=False,
             )
             self.report = self.report.with_check(ended)
@@ -244,20 +244,8 @@ def _result(nodeid: str, phases: list[pytest.TestReport], seconds: float) -> Che
     )
 
 
-def _with_reruns(result: CheckResult, reruns: int) -> CheckResult:
-    """A check that passes only when tried again says so."""
-    times = f"{reruns} time{'' if reruns == 1 else 's'}"
-    note = Record(
-        name="reruns",
-        outcome="warned",
-        expected=0,
-        measured=reruns,
-        reason=f"{result.nodeid} failed {times} before this",
-    )
-    return replace(result, records=(*result.records, note))
-
-
-def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+                outcome="error" if report.failed else "skipped",
+                reason=_collect_reason(report) if report.failed else _reason(report),
     """Why it was skipped, or the first line of what it raised."""
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")

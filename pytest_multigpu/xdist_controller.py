@@ -73,7 +73,7 @@ class XdistController:
     def pods(self, report: RunReport) -> tuple[Pod, ...]:
         """The run of each worker of a fleet."""
         found = []
-        for name, facts in self._facts.items():
+        for name, facts in sorted(self._facts.items()):  # not as their reports came in
             checks = tuple(check for check in report.checks if check.worker in ("", name))
             if not any(check.worker for check in checks):
                 checks += (_silent(name),)

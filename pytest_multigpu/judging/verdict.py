@@ -37,7 +37,9 @@ def decide(report: RunReport, *, exit_status: int = 0, strict: bool = False) -> 
         if report.running is not None:
             said += f" during {report.running}"
         # Strict: a run that collected nothing executed no check, and says it with pytest's code.
-        reasons.insert(0, said)
+        # A file that cannot be imported interrupts the run: the file comes first.
+        cause = exit_status == 2 and report.running is None and bool(reasons)
+        reasons.insert(len(reasons) if cause else 0, said)
         code = exit_status
     elif failures:
         code = EXIT_SHORTFALL if only_short else EXIT_FAILED

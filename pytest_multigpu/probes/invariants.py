@@ -378,6 +378,8 @@ def with_scaler(model: Any, tokenizer: Any, probe: Probe) -> Probe:
             rows[layer].append(sited.double().cpu().numpy())
     for layer in probe.layers:
         x = np.concatenate(rows[layer])
+        if not np.isfinite(x).all():
+            raise ScoringError(f"hidden_states[{layer}] is not finite on other texts")
         means.append(x.mean(0))
         # A dimension that never varies still needs a scale above zero.
         scales.append(np.maximum(x.std(0), 1e-9))

@@ -118,6 +118,16 @@ def test_a_failing_own_test_is_exit_1(pytester: pytest.Pytester) -> None:
     assert result.outlines[-1].startswith("NOT READY: test_own.py::test_x failed")
 
 
+def test_a_file_that_cannot_be_imported_says_why(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_own="import no_such_module_anywhere")
+    result = run(pytester, 'record("passed")')
+    assert result.ret == 2
+    assert result.outlines[-1] == (
+        "NOT READY: test_own.py failed: could not be collected: ModuleNotFoundError: No module "
+        "named 'no_such_module_anywhere' (+1 more) (cpu tier: no GPU was checked)"
+    )
+
+
 def test_report_is_written_with_the_same_records(pytester: pytest.Pytester) -> None:
     run(pytester, '[record("passed"), record("failed", device="GPU 1")]', "--gpu-report=out")
     report = json.loads(Path("out/report.json").read_text())

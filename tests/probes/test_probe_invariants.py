@@ -289,6 +289,32 @@ def test_layer_out_of_range(model: Any, tokenizer: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("read", [invariants.read_arithmetic, invariants.read_plant])
+def test_readings_of_a_layer_out_of_range(model: Any, observed: Observed, read: Any) -> None:
+    with pytest.raises(ScoringError, match=r"^layer 22 is out of range"):
+        read(model, synthetic_probe(HIDDEN, 80, layers=(22,)), observed)
+
+
+def test_readings_of_another_hidden_size(model: Any, tokenizer: Any, observed: Observed) -> None:
+    other = synthetic_probe(HIDDEN * 2, LAYERS, layers=(3,))
+    with pytest.raises(ScoringError, match=r"^the probe has hidden size 128, hidden_states"):
+        invariants.read_plant(model, other, observed)
+    with pytest.raises(ScoringError, match=r"^the probe has hidden size 128, hidden_states"):
+        invariants.with_scaler(model, tokenizer, other)
+
+
+def test_a_scaler_is_not_measured_on_nan(model: Any, tokenizer: Any, probe: Probe) -> None:
+    """What is wrong is the model, so the error must not name the probe's file."""
+    nan = float("nan")
+    handle = model.model.layers[1].register_forward_hook(lambda m, a, output: output * nan)
+    try:
+        with pytest.raises(ScoringError) as error:
+            invariants.with_scaler(model, tokenizer, probe)
+    finally:
+        handle.remove()
+    assert str(error.value) == "hidden_states[3] is not finite on other texts"
+
+
 def test_early_exit_leaves_nothing_behind(model: Any, tokenizer: Any, probe: Probe) -> None:
     import torch
 

@@ -135,6 +135,38 @@ def test_no_check_executed(strict: bool, code: int) -> None:
     assert not decide(run(unknown), strict=strict).ready
 
 
+@pytest.mark.parametrize(("is_check", "code"), [(True, 10), (False, 0)])
+def test_checks_that_all_lack_a_gpu_are_a_shortfall(is_check: bool, code: int) -> None:
+    """People's own tests may skip; a pod whose GPUs have vanished must never exit 0."""
+    lacking = CheckResult(
+        nodeid="t.py::t", outcome="skipped", is_check=is_check, hardware_skip=True, reason="no GPU"
+    )
+    assert decide(run(lacking)).exit_code == code
+
+
+def test_a_file_that_cannot_be_imported_comes_before_the_interruption_it_causes() -> None:
+    broken = CheckResult(
+        nodeid="t.py", outcome="error", is_check=False, reason="could not be collected: x"
+    )
+    verdict = decide(run(broken), exit_status=2)
+    assert verdict.exit_code == 2
+    assert verdict.line == "NOT READY: t.py failed: could not be collected: x (+1 more)"
+    assert verdict.reasons[-1] == "the run was interrupted"
+
+
+@pytest.mark.parametrize(
+    ("device", "line"),
+    [
+        ("GPU 1", "GPU 1: hot; cool it"),
+        ("cuda:0 -> cuda:2", "GPU 0 -> GPU 2: hot; cool it"),
+        ("CPU", "hot; cool it"),
+    ],
+)
+def test_the_line_names_the_gpu(device: str, line: str) -> None:
+    record = Record(name="t", outcome="failed", device=device, reason="hot", remedy="cool it")
+    assert sentence(record) == line
+
+
 def test_strict_turns_unknown_into_a_failure_that_is_no_shortfall() -> None:
     unknown = Record(name="ECC", outcome="unknown", reason="ECC could not be read.")
     report = run(result("passed", GOOD, unknown))

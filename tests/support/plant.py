@@ -336,18 +336,20 @@ def plant_generation(how: str) -> None:
 
 
 def plant_report_kill() -> None:
-    """SIGKILL in the middle of a write of ``report.json``, the tenth."""
-    real = os.fsync
-    count = 0
+    """SIGKILL in the middle of the write of ``report.json`` that ends the third test."""
+    from pytest_multigpu.report.json import ReportFile
 
-    def fsync(handle: int) -> None:
-        nonlocal count
-        count += 1
-        if count == 10:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(handle)
+    real = ReportFile.update
+    ends = 0
 
-    _put(os, fsync=fsync)
+    def update(self: Any, report: Any) -> None:
+        nonlocal ends
+        ends += report.running is None
+        if ends == 3:
+            _put(os, fsync=lambda handle: os.kill(os.getpid(), signal.SIGKILL))
+        real(self, report)
+
+    _put(ReportFile, update=update)
 
 
 def plant_meter(used: int | None) -> None:
