@@ -10,7 +10,7 @@ a statement removed, ``break``/``continue`` swapped. Docstrings, annotations, de
 and imports are left alone, and so are the two data tables: catalogue rows and measured costs.
 
 For each mutant a forked process imports the package with that module changed and runs the test
-files that belong to it, at most ``LIMIT_S``. A mutant is killed if a test fails or if it never
+files that belong to it, for a limited time. A mutant is killed if a test fails or if it never
 ends; the unchanged tree goes through the same path first and must pass.
 """
 
@@ -37,7 +37,8 @@ from types import CodeType, ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "pytest_multigpu"
-LIMIT_S = 60
+LIMIT_S, LIMIT_TIMES = 10, 4
+"""A mutant may take that long, and that many times what the unchanged module took."""
 MEMORY_BYTES = 6 << 30
 PRELOAD = ("pytest", "_pytest.pytester", "hypothesis", "torch")
 
@@ -52,15 +53,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.device_maps": (f"{_PLAN}device_maps.py",),
     "planning.fit": (f"{_PLAN}fit.py", f"{_PLAN}peaks.py"),
     "planning.forward": _PEAKS,
-    "planning.load": (f"{_PLAN}forward.py", f"{_PLAN}peaks.py"),
+    "planning.load": (f"{_PLAN}load.py", f"{_PLAN}forward.py"),
     "planning.partition": (f"{_PLAN}partition.py", f"{_PLAN}peaks.py"),
-    "planning.peaks": (f"{_PLAN}peaks.py", f"{_PLAN}forward.py"),
+    "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}forward.py", f"{_PLAN}peaks.py"),
     "planning.rent": (f"{_PLAN}rent.py",),
     "planning.simulate": (f"{_PLAN}catalogue.py",),
     "judging.verdict": ("tests/report/test_report_verdict.py",),
     "judging.baseline": ("tests/report/test_report_baseline.py",),
     "judging.plan": ("tests/judging/test_judging_plan.py",),
-    "judging.vram": ("tests/judging/test_judging_machine.py",),
+    "judging.vram": ("tests/judging/test_judging_vram.py", "tests/judging/test_judging_machine.py"),
 }
 DATA = {"CATALOGUE", "HOPPER", "OTHER", "CPU", "MEASURED", "PRICES_AS_OF"}
 """Module-level tables of measured or looked-up figures: no logic."""
@@ -220,7 +221,7 @@ def _others(value: object) -> list[object]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
-        return [value + 1, value - 1]
+        return [other for other in (value + 1, value - 1) if other != value]
     if isinstance(value, str):
         return [value + "~"]
     return []
@@ -243,13 +244,13 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)  # noqa: S102 - the package's own code
 
 
-def _run_tests(module: str, code: CodeType, output: Path | None) -> int:
+def _run_tests(module: str, code: CodeType, limit: int, output: Path | None) -> int:
     """In a forked process: the package with that module changed, under its tests."""
     import hypothesis
     import pytest
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.alarm(LIMIT_S)
+    signal.alarm(limit)
     to = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(to, 1)
     os.dup2(to, 2)
@@ -267,7 +268,7 @@ def _tests_of(module: str) -> list[str]:
     return [name for name in TESTS[module] if (ROOT / name).exists()]
 
 
-def _fork(module: str, tree: ast.Module, output: Path | None = None) -> int:
+def _fork(module: str, tree: ast.Module, limit: int, output: Path | None = None) -> int:
     """Starts the tests with ``tree`` as it is now; its process id."""
     pid = os.fork()
     if pid:
@@ -276,7 +277,7 @@ def _fork(module: str, tree: ast.Module, output: Path | None = None) -> int:
     try:
         finished = ast.fix_missing_locations(_Finish().visit(tree))
         code = compile(finished, f"{PACKAGE}/{module.replace('.', '/')}.py", "exec")
-        status = _run_tests(module, code, output)
+        status = _run_tests(module, code, limit, output)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 98
     finally:
@@ -316,15 +317,20 @@ def _chosen(modules: list[str], sample: int, seed: int) -> dict[str, list[int]]:
     }
 
 
-def _control(modules: list[str], log: Path | None) -> None:
+def _control(modules: list[str], log: Path | None) -> dict[str, int]:
+    """Seconds that a mutant of each module may take, after its unchanged tests passed."""
+    limits = {}
     for module in modules:
-        pid = _fork(module, _tree(module), log)
+        started = time.monotonic()
+        pid = _fork(module, _tree(module), 600, log)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status:
             sys.exit(f"{module}: the unchanged tests end with {status}: {_tests_of(module)}")
+        limits[module] = LIMIT_S + round(LIMIT_TIMES * (time.monotonic() - started))
+    return limits
 
 
-def run(chosen: dict[str, list[int]], workers: int) -> list[Outcome]:
+def run(chosen: dict[str, list[int]], limits: dict[str, int], workers: int) -> list[Outcome]:
     """Every chosen mutant, ``workers`` at a time."""
     outcomes: list[Outcome] = []
     running: dict[int, tuple[str, int, str]] = {}
@@ -350,8 +356,8 @@ def run(chosen: dict[str, list[int]], workers: int) -> list[Outcome]:
                 continue
             while len(running) >= workers:
                 wait()
-            running[_fork(module, tree)] = (module, line, what)
-        print(f"# {module}: {len(numbers)} started", flush=True)
+            running[_fork(module, tree, limits[module])] = (module, line, what)
+        print(f"# {module}: {len(numbers)} started, limit {limits[module]} s", flush=True)
     while running:
         wait()
     return outcomes
@@ -414,9 +420,9 @@ def main() -> None:
         sys.exit(f"{PACKAGE} is imported already")
     modules = given.module or list(TESTS)
     started = time.monotonic()
-    _control(modules, given.log)
+    limits = _control(modules, given.log)
     counts = {module: sum(1 for _ in mutate(_tree(module))) for module in modules}
-    outcomes = run(_chosen(modules, given.sample, given.seed), given.workers)
+    outcomes = run(_chosen(modules, given.sample, given.seed), limits, given.workers)
     outcomes.sort(key=lambda outcome: (modules.index(outcome.module), outcome.line))
     command = f"python benchmarks/mutants.py {' '.join(sys.argv[1:])}"
     text = table(outcomes, counts, time.monotonic() - started, command, explained())
