@@ -108,7 +108,10 @@ def test_the_worst_gpu_comes_first_and_a_missing_one_is_named(make_llama: Make) 
 
 def test_layers_weights_and_cache_of_each_device(make_llama: Make) -> None:
     model = make_llama(**SHAPE)
-    placed = {"": 0, "model.layers.1": 1, "model.layers.2": 1, "lm_head": 2, "model.norm": "disk"}
+    placed: DeviceMap = {
+        **{"": 0, "model.layers.1": 1, "model.layers.2": 1},
+        **{"lm_head": 2, "model.norm": "disk"},
+    }
     found = plan(model, machine(*[8 * GIB] * 3), placed, context=100, batch=3)
     assert [(d.device, d.layers) for d in found.devices] == [
         ("cuda:0", (0, 3)),
