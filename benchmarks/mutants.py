@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -270,7 +271,16 @@ def _run_tests(module: str, code: CodeType, limit: int, output: Path | None) -> 
     )
     hypothesis.settings.load_profile("mutants")
     sys.meta_path.insert(0, _Mutated(f"{PACKAGE}.{module}", code))
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "--tb=short", *FUZZ_OUT]
+    arguments = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:unraisableexception",
+        "--tb=short",
+        *FUZZ_OUT,
+    ]
     arguments += _tests_of(module)
     return int(pytest.main(arguments))
 
@@ -429,6 +439,8 @@ def main() -> None:
         importlib.import_module(name)
     if any(name.startswith(PACKAGE) for name in sys.modules):
         sys.exit(f"{PACKAGE} is imported already")
+    # What is imported here stays: without this each fork's collections walk through all of it.
+    gc.freeze()
     modules = given.module or list(TESTS)
     started = time.monotonic()
     limits = _control(modules, given.log)
