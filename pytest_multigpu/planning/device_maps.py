@@ -120,7 +120,8 @@ def _device(value: object, key: str, source: str, count: int) -> int | str:
     if not 0 <= value < count:
         seen = "CUDA sees no GPU" if not count else f"CUDA sees {_range(count)}"
         raise UsageError(
-            f"{source}: {key} is on GPU {shown(value)}, but {seen}; edit the file or rent another machine"
+            f"{source}: {key} is on GPU {shown(value)}, but {seen}; edit the file or rent another "
+            "machine"
         )
     return value
 

@@ -109,11 +109,21 @@ def test_one_gpu_and_none(make_llama: Callable[..., Architecture]) -> None:
 
 def test_parts_of_a_block_stand_for_it(make_llama: Callable[..., Architecture]) -> None:
     model = make_llama(layers=2)
-    whole = {"model.embed_tokens": 0, "model.layers.0": 0, "model.norm": 1, "lm_head": "disk"}
-    parts = {"model.layers.1.self_attn": 1, "model.layers.1.mlp": 1}
+    whole: dict[str, int | str] = {
+        "model.embed_tokens": 0,
+        "model.layers.0": 0,
+        "model.norm": 1,
+        "lm_head": "disk",
+    }
+    parts: dict[str, int | str] = {"model.layers.1.self_attn": 1, "model.layers.1.mlp": 1}
     assert parse({**whole, **parts}, model)["model.layers.1"] == 1
     assert split_blocks(model, {**whole, **parts}) == ()
-    torn = {**whole, **parts, "model.layers.0.mlp": 1, "model.layers.1.mlp": "cpu"}
+    torn: dict[str, int | str] = {
+        **whole,
+        **parts,
+        "model.layers.0.mlp": 1,
+        "model.layers.1.mlp": "cpu",
+    }
     assert split_blocks(model, torn) == ("model.layers.0", "model.layers.1")
 
 

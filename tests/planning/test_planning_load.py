@@ -79,7 +79,7 @@ def test_nothing_and_tables(make_llama: Make) -> None:
     [("4bit", "bfloat16", 1), ("8bit", "bfloat16", 2), ("8bit", "float16", 1)],
 )
 def test_scratch_beside_the_weights(tier: Tier, dtype: str, buffers: int, make_llama: Make) -> None:
-    model = replace(make_llama(tier, **{**SHAPE, "layers": 4}), dtype=dtype)  # type: ignore[arg-type]
+    model = replace(make_llama(tier, **{**SHAPE, "layers": 4}), dtype=dtype)
     gpu = Gpu(allocator=Allocator(), costs=HOPPER)
     load(gpu, model, model.blocks)
     # A scratch buffer of 2 MiB comes from a segment of 20 MiB, two of them from the same.

@@ -17,6 +17,7 @@ from pytest_multigpu.planning.partition import (
     balanced,
     contiguous,
     max_memory_for_auto,
+    place_groups,
     units,
 )
 from pytest_multigpu.planning.simulate import simulate
@@ -166,3 +167,109 @@ def test_no_max_memory_where_the_planner_never_agrees(
     model, machine = make_llama("4bit", layers=8), simulate("2xH100")
     target = balanced(model, machine, context_tokens=64, batch=1)
     assert max_memory_for_auto(model, target, machine, lambda _: {"": 0}) is None
+
+
+def test_a_card_without_memory_gets_nothing() -> None:
+    cards = [Card(free_bytes=10), Card(free_bytes=0), Card(free_bytes=10), Card(free_bytes=-1)]
+    assert contiguous([3, 3, 3, 3], cards) == [2, 0, 2, 0]
+
+
+def test_a_card_with_a_costly_start_is_left_empty() -> None:
+    cards = [Card(free_bytes=100), Card(free_bytes=100, base_bytes=90)]
+    assert contiguous([5, 5, 5], cards) == [3, 0]
+    assert contiguous([50, 1, 60], [Card(free_bytes=100), Card(free_bytes=100, base_bytes=20)]) == [
+        2,
+        1,
+    ]
+
+
+def test_blocks_that_stay_together(make_llama: Callable[..., Architecture]) -> None:
+    model = make_llama(layers=3)
+    rotary = replace(model.blocks[0], name="model.rotary_emb", kind="other")
+    listed = replace(model, blocks=(*model.blocks, rotary))
+    assert [[block.name for block in group] for group in units(listed)] == [
+        ["model.embed_tokens", "model.layers.0", "model.rotary_emb"],
+        ["model.layers.1"],
+        ["model.layers.2", "model.norm", "lm_head"],
+    ]
+    one = replace(model, blocks=(model.blocks[0], model.blocks[1], *model.blocks[-2:]))
+    assert [len(group) for group in units(one)] == [4]
+    without = replace(model, blocks=(model.blocks[0], *model.blocks[-2:]))
+    assert units(without) == [list(without.blocks)]
+
+
+def test_groups_in_turn_and_tied_weights_with_their_owner(
+    make_llama: Callable[..., Architecture],
+) -> None:
+    model = make_llama(layers=4)
+    groups = units(model)
+    placed = place_groups(model, groups, [1, 0, 3])
+    assert list(placed.values()) == [0, 0, 2, 2, 2, 2, 2]
+    assert list(placed) == [block.name for block in model.blocks]
+    head = replace(model.blocks[-1], tied_to="model.embed_tokens")
+    tied = replace(model, blocks=(*model.blocks[:-1], head))
+    assert place_groups(tied, units(tied), [2, 2])["lm_head"] == 0
+    unknown = replace(head, tied_to="elsewhere")
+    tied = replace(model, blocks=(*model.blocks[:-1], unknown))
+    assert place_groups(tied, units(tied), [2, 2])["lm_head"] == 1
+
+
+def test_what_the_planner_is_offered(make_llama: Callable[..., Architecture]) -> None:
+    model = make_llama(layers=4)
+    machine = simulate("2xH100")
+    target = {"": 0, "model.layers.2": 1, "model.layers.3": 1, "model.norm": 1, "lm_head": 1}
+    target = {block.name: target.get(block.name, 0) for block in model.blocks}
+    sizes = [
+        sum(block.weights_bytes for block in model.blocks if target[block.name] == i)
+        for i in range(2)
+    ]
+    layer = model.blocks[1].weights_bytes
+    offers: list[dict[int | str, int]] = []
+
+    def short(offered: Mapping[int | str, int]) -> dict[str, int | str]:
+        """One layer too few on the first GPU, whatever it is offered."""
+        offers.append(dict(offered))
+        return {**target, "model.layers.1": 1}
+
+    assert max_memory_for_auto(model, target, machine, short, steps=3) is None
+    assert offers == [
+        {0: sizes[0] + layer // 2 + i * layer, 1: sizes[1] + layer // 2, "cpu": 0} for i in range(3)
+    ]
+    offers.clear()
+
+    def right(offered: Mapping[int | str, int]) -> dict[str, int | str]:
+        offers.append(dict(offered))
+        return dict(target)
+
+    found = max_memory_for_auto(model, target, machine, right)
+    assert found == {0: sizes[0] + layer // 2, 1: sizes[1] + layer // 2}
+    assert len(offers) == 1
+
+    def spilled(offered: Mapping[int | str, int]) -> dict[str, int | str]:
+        """The layers are right, the head is not: the last GPU is given more."""
+        offers.append(dict(offered))
+        return {**target, "lm_head": "disk"}
+
+    offers.clear()
+    assert max_memory_for_auto(model, target, machine, spilled) is None
+    assert len(offers) == 12
+    assert offers[1][0] == offers[0][0]
+    assert offers[1][1] - offers[0][1] == layer
+
+    def too_many(offered: Mapping[int | str, int]) -> dict[str, int | str]:
+        offers.append(dict(offered))
+        return {**target, "model.layers.2": 0}
+
+    offers.clear()
+    assert max_memory_for_auto(model, target, machine, too_many, steps=9) is None
+    assert offers[1][0] == offers[0][0] - layer
+    assert offers[-1][0] == 0
+
+
+def test_balanced_to_the_block(make_llama: Callable[..., Architecture]) -> None:
+    model = make_llama(layers=8, hidden=2048, intermediate=8192, heads=16, kv_heads=4, vocab=64000)
+    placed = balanced(model, simulate("2x8GiB"), context_tokens=2048, batch=4)
+    assert [placed[f"model.layers.{i}"] for i in range(8)] == [0] * 4 + [1] * 4
+    uneven = balanced(model, simulate("1x4GiB+1x12GiB"), context_tokens=2048, batch=4)
+    on = [uneven[f"model.layers.{i}"] for i in range(8)]
+    assert on.count(0) < on.count(1)

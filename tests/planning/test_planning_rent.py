@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from pytest_multigpu.planning.catalogue import find
+from pytest_multigpu.planning.catalogue import GpuType, find
+from pytest_multigpu.planning.costs import costs_for
+from pytest_multigpu.planning.peaks import replay
 from pytest_multigpu.planning.rent import rent_table, runs_on, tokens_per_second
 from pytest_multigpu.records.plan import Architecture, Tier
+from pytest_multigpu.units import GIB, MIB
 
 Make = Callable[..., Architecture]
 
@@ -55,3 +59,124 @@ def test_what_a_card_can_compute(make_llama: Make) -> None:
     assert not runs_on(v100, half)
     assert runs_on(t4, half)
     assert not runs_on(t4, make_llama())
+
+
+def small(make_llama: Make, tier: Tier = "16bit", **other: int) -> Architecture:
+    shape = {"layers": 6, "hidden": 2048, "intermediate": 8192, "heads": 16, "kv_heads": 4}
+    return make_llama(tier, **{**shape, "vocab": 4000, **other})
+
+
+def test_a_row_in_numbers(make_llama: Make) -> None:
+    model = small(make_llama)
+    card = GpuType(
+        key="C", name="Card", total_bytes=4 * GIB, bandwidth_gb_s=100, price_usd_hour=0.5
+    )
+    (row,) = rent_table({"16bit": model}, context_tokens=512, batch=3, catalogue=(card,))
+    read = model.weights_bytes - model.blocks[0].weights_bytes
+    alone = 1 / (read / (100e9 * 0.8))
+    assert (row.gpu, row.count, row.tier, row.free_bytes) == ("C", 1, "16bit", card.free_bytes)
+    assert row.tokens_per_second == pytest.approx(3 * alone)
+    assert row.price_usd_hour == 0.5
+    assert row.usd_per_million_tokens == pytest.approx(0.5 / (3 * alone * 3600) * 1e6)
+    used = replay(
+        model,
+        {block.name: 0 for block in model.blocks},
+        {0: costs_for(None)},
+        context_tokens=512,
+        batch=3,
+        probe=False,
+    )
+    assert row.peak_bytes == used[0].peaks.worst_bytes
+
+
+def test_the_fewest_cards_that_hold_it_to_the_byte(make_llama: Make) -> None:
+    model = small(make_llama)
+
+    def count(free: int) -> list[tuple[int, int]]:
+        card = GpuType(
+            key="C",
+            name="Card",
+            total_bytes=free + 1,
+            reserved_bytes=1,
+            bandwidth_gb_s=100,
+            price_usd_hour=1.0,
+        )
+        rows = rent_table({"16bit": model}, context_tokens=512, batch=1, catalogue=(card,))
+        return [(row.count, row.peak_bytes) for row in rows]
+
+    ((one, peak),) = count(8 * GIB)
+    assert one == 1
+    assert count(peak) == [(1, peak)]
+    ((two, less),) = count(peak - 1)
+    assert two == 2
+    assert less < peak
+    assert count(less) == [(2, less)]
+    assert count(less - 1)[0][0] == 3
+    assert count(700 * MIB) == []
+
+
+def test_what_has_no_price_or_cannot_run_is_left_out(make_llama: Make) -> None:
+    model = small(make_llama)
+    free = GpuType(key="F", name="F", total_bytes=8 * GIB, bandwidth_gb_s=100)
+    old = replace(free, key="O", price_usd_hour=0.1, capability=(7, 5))
+    fine = replace(free, key="B", price_usd_hour=0.3, capability=(8, 0))
+    same = replace(free, key="A", price_usd_hour=0.3, capability=(8, 0))
+    tiers: dict[Tier, Architecture] = {"16bit": model, "4bit": small(make_llama, "4bit")}
+    rows = rent_table(tiers, context_tokens=64, batch=1, catalogue=(free, old, fine, same))
+    assert [(row.gpu, row.tier) for row in rows] == [
+        ("A", "16bit"),
+        ("A", "4bit"),
+        ("B", "16bit"),
+        ("B", "4bit"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "tier", "size", "runs"),
+    [
+        (None, "8bit", 2, True),
+        ((8, 0), "16bit", 2, True),
+        ((7, 9), "16bit", 2, False),
+        ((7, 5), "8bit", 4, True),
+        ((7, 4), "8bit", 4, False),
+        ((7, 0), "4bit", 4, True),
+    ],
+)
+def test_compute_capabilities_at_the_limit(
+    capability: tuple[int, int] | None, tier: Tier, size: int, runs: bool, make_llama: Make
+) -> None:
+    card = GpuType(key="C", name="C", total_bytes=GIB, bandwidth_gb_s=1, capability=capability)
+    assert runs_on(card, small(make_llama, tier, size=size)) is runs
+
+
+def test_speed_by_reading_or_by_launching(make_llama: Make) -> None:
+    model = small(make_llama)
+    slow = GpuType(key="S", name="S", total_bytes=GIB, bandwidth_gb_s=1)
+    fast = replace(slow, bandwidth_gb_s=1e6)
+    table = model.blocks[0].weights_bytes
+    read = model.weights_bytes - table
+    assert tokens_per_second(model, slow, 1) == pytest.approx(0.8e9 / read)
+    head = replace(model.blocks[-1], weights_bytes=0, tied_to="model.embed_tokens")
+    tied = replace(model, blocks=(*model.blocks[:-1], head))
+    assert tokens_per_second(tied, slow, 1) == pytest.approx(0.8e9 / (read - table + table))
+    # 6 layers of 1.25 ms; one GPU needs no hooks.
+    assert tokens_per_second(model, fast, 2) == pytest.approx(1 / (6 * 1.25e-3))
+    assert tokens_per_second(model, fast, 1) == pytest.approx(1 / (6 * 1.25e-3 * 0.8))
+
+
+def test_more_cards_than_layers_help_no_more(make_llama: Make) -> None:
+    model = small(make_llama, layers=2)
+
+    def rows(free: int) -> list[tuple[int, int]]:
+        card = GpuType(
+            key="C", name="C", total_bytes=free, bandwidth_gb_s=1, price_usd_hour=1.0,
+            reserved_bytes=0,
+        )  # fmt: skip
+        table = rent_table({"16bit": model}, context_tokens=16, batch=1, catalogue=(card,))
+        return [(row.count, row.peak_bytes) for row in table]
+
+    ((_, one),) = rows(8 * GIB)
+    ((count, two),) = rows(one - 1)
+    assert count == 2
+    assert rows(two) == [(2, two)]
+    assert rows(two - 1) == []

@@ -410,3 +410,121 @@ def test_equal_passes_and_better_passes(kind: Kind, value: float, better: float)
 
 def test_merged_starts_from_nothing() -> None:
     assert merged(None, KEY, [SPEED]) == baseline(SPEED)
+
+
+def test_one_worse_number_fails_the_whole_comparison() -> None:
+    report = four_h100s()
+    good = baseline(*measurements(report).values())
+    rule = parse_rule("peak:0% speed:0%")
+    same = check_run(report, {KEY: good}, rule, file="b.json")
+    assert (same.nodeid, same.outcome, same.is_check) == ("baseline b.json", "passed", False)
+    faster = baseline(*good.values.values(), replace(SPEED, value=20.0))
+    worse = check_run(report, {KEY: faster}, rule, file="b.json")
+    assert worse.outcome == "failed"
+    assert [r.outcome for r in worse.records].count("failed") == 1
+    nothing = check_run(RunReport(), {}, rule, file="b.json")
+    assert (nothing.outcome, nothing.records[0].name) == ("passed", "baseline")
+    assert nothing.records[0].remedy == "run the checks that need the model"
+
+
+def test_names_and_remedies_of_what_is_unknown() -> None:
+    def named(old: Baseline | None, *new: Measurement, rule: str) -> list[tuple[str, str]]:
+        measured = {row.key: row for row in new}
+        found = compare(old, measured, parse_rule(rule), key=KEY, file="b.json")
+        return [(record.name, record.remedy) for record in found]
+
+    update = "record it with --gpu-baseline-update"
+    assert named(None, rule="peak:1%") == [("baseline", update)]
+    assert named(baseline(SPEED), rule="speed:1%") == [
+        ("speed baseline", "run the checks that measure it")
+    ]
+    other = replace(SPEED, name="prefill speed")
+    assert named(baseline(SPEED), other, rule="speed:1%") == [
+        ("decode speed baseline", "run the check that measures it"),
+        ("prefill speed baseline", update),
+    ]
+    assert named(baseline(SPEED), SPEED, rule="peak:1%") == [("baseline", update)]
+
+
+def test_a_passed_comparison_in_full() -> None:
+    assert judged(PEAK, 36 * GIB + 1, "peak:1%+1MiB") == Record(
+        name="prefill peak against the baseline",
+        outcome="passed",
+        expected=f"at most {int(36 * GIB * 1.01 + MIB)}",
+        measured=36 * GIB + 1,
+        unit="bytes",
+        device="cuda:0",
+    )
+    speed_record = judged(SPEED, 9.5, "speed:10%")
+    assert (speed_record.measured, speed_record.unit) == (9.5, "tokens/s")
+    load = judged(LOAD, 10.5, "load:25%+1s")
+    assert (load.expected, load.measured, load.unit) == ("at most 6.0", 10.5, "s")
+    assert load.reason == "load time is 162.5% higher than the baseline"
+
+
+def test_a_change_from_zero_is_told_as_it_is() -> None:
+    record = judged(replace(SCORE, value=0.0), 0.25, "score:0.1")
+    assert record.reason == "probe score is 0.25 higher than the baseline"
+    assert record.expected == "0 within 0.1"
+
+
+def test_a_file_as_people_see_it() -> None:
+    assert dump_baselines({KEY: baseline(SPEED, PEAK)}) == {
+        "schema": 1,
+        "baselines": {
+            KEY: {
+                "decode speed": {
+                    "name": "decode speed",
+                    "kind": "speed",
+                    "value": 10.0,
+                    "unit": "tokens/s",
+                    "device": "",
+                },
+                "prefill peak @ cuda:0": {
+                    "name": "prefill peak",
+                    "kind": "peak",
+                    "value": 36 * GIB,
+                    "unit": "bytes",
+                    "device": "cuda:0",
+                },
+            }
+        },
+    }
+    dumped = dump_baselines({KEY: baseline(replace(PEAK, value=2.0))})
+    (row,) = dumped["baselines"][KEY].values()
+    assert type(row["value"]) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(10**20, "a huge number"), (-(10**20), "a huge number"), (10**20 - 1, str(10**20 - 1))],
+)
+def test_huge_schemas_are_not_spelled_out(value: int, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_baselines({"schema": value, "baselines": {}}, "b.json")
+    assert str(caught.value) == f"b.json: schema is {text}, known is 1; {REMEDY}"
+
+
+def test_rules_at_their_limits() -> None:
+    assert parse_rule("speed:99%") == {"speed": Tolerance(0.99, 0)}
+    assert parse_rule("peak:100%+1B") == {"peak": Tolerance(1.0, 1)}
+    assert parse_rule("score:123456789.123456789") == {"score": Tolerance(0, 123456789.123456789)}
+    for text in ("score:1234567890", "load:1.s", "load:s"):
+        with pytest.raises(UsageError, match="is not a percentage or"):
+            parse_rule(text)
+
+
+def test_what_counts_as_a_measurement() -> None:
+    rows = [
+        Record(name="a", outcome="failed", measured=2, unit="tokens/s", device="cuda:1"),
+        Record(name="b", outcome="passed", measured=0.5, unit="score"),
+        Record(name="c", outcome="passed", measured=True, unit="score"),
+        Record(name="d", outcome="passed", measured="fast", unit="tokens/s"),
+        Record(name="e", outcome="passed", measured=3, unit="bytes"),
+        Record(name="f", outcome="unknown", measured=3, unit="score"),
+    ]
+    report = RunReport(checks=(check("x", *rows),))
+    assert list(measurements(report).values()) == [
+        Measurement(name="a", kind="speed", value=2.0, device="cuda:1"),
+        Measurement(name="b", kind="score", value=0.5),
+    ]

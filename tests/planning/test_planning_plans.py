@@ -1,0 +1,227 @@
+"""A plan's numbers and reasons on hand-made GPUs, at the limit and a byte to either side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pytest_multigpu.planning.costs import HOPPER, OTHER, Costs
+from pytest_multigpu.planning.peaks import predict, replay
+from pytest_multigpu.records.machine import Gpu, Machine
+from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan
+from pytest_multigpu.units import GIB, MIB
+
+Make = Callable[..., Architecture]
+SHAPE = {
+    "layers": 4,
+    "hidden": 1024,
+    "intermediate": 4096,
+    "heads": 8,
+    "kv_heads": 2,
+    "head_dim": 128,
+    "vocab": 8000,
+}
+BARE = Costs(
+    hardware="none",
+    versions="",
+    context_bytes=100 * MIB,
+    module_bytes=10 * MIB,
+    workspace_bytes=32 * MIB,
+    dequantise_above_tokens=16,
+)
+
+
+def machine(*free: int, used: int = 0) -> Machine:
+    gpus = tuple(
+        Gpu(
+            index=i,
+            cuda_index=i,
+            uuid=f"GPU-{i}",
+            name="Card",
+            total_bytes=80 * GIB,
+            free_bytes=size,
+            used_bytes=used,
+        )
+        for i, size in enumerate(free)
+    )
+    return Machine(gpus=gpus, visible=tuple(range(len(gpus))))
+
+
+def plan(
+    model: Architecture,
+    on: Machine,
+    placed: DeviceMap,
+    *,
+    context: int = 512,
+    batch: int = 1,
+    costs: dict[int, Costs] | None = None,
+) -> Plan:
+    return predict(
+        model,
+        placed,
+        on,
+        context_tokens=context,
+        batch=batch,
+        weights="synthetic",
+        placement="p",
+        costs=costs,
+    )
+
+
+def test_the_last_byte_that_fits(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    device = plan(model, machine(GIB * 8), {"": 0}).devices[0]
+    exact = plan(model, machine(device.peak_bytes), {"": 0})
+    assert exact.fits
+    assert exact.devices[0] == replace(device, limit_bytes=device.peak_bytes)
+    # Far below, it is the plan without limits that is reported.
+    short = plan(model, machine(512 * MIB), {"": 0})
+    assert not short.fits
+    lacking = (device.peak_bytes - 512 * MIB) / GIB
+    assert short.reasons == (
+        f"GPU 0 lacks {lacking:.1f} GiB: it would peak at {device.peak_bytes / GIB:.1f} GiB of "
+        "0.5 GiB free with 512 tokens x 1",
+    )
+    assert short.devices[0].peak_bytes == device.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("used", "words"), [(64 * MIB - 1, ""), (64 * MIB, "; 0.1 GiB are in use already")]
+)
+def test_memory_in_use_is_told_from_64_mib_on(used: int, words: str, make_llama: Make) -> None:
+    found = plan(make_llama(**SHAPE), machine(512 * MIB, used=used), {"": 0}, batch=3)
+    assert found.reasons[0].endswith(f" free with 512 tokens x 3{words}")
+
+
+def test_the_worst_gpu_comes_first_and_a_missing_one_is_named(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed = {"": 0, "model.layers.1": 1, "model.layers.2": 2, "model.layers.3": 2}
+    found = plan(model, machine(600 * MIB, 8 * GIB, 200 * MIB), placed)
+    assert [reason.partition(" lacks ")[0] for reason in found.reasons] == ["GPU 2", "GPU 0"]
+    found = plan(model, machine(8 * GIB), {"": 0, "model.layers.3": 1})
+    assert not found.fits
+    assert found.reasons == ("GPU 1 is not there: CUDA sees 1 of the map's GPUs",)
+    assert found.devices[1].limit_bytes == 0
+
+
+def test_layers_weights_and_cache_of_each_device(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed: DeviceMap = {
+        **{"": 0, "model.layers.1": 1, "model.layers.2": 1},
+        **{"lm_head": 2, "model.norm": "disk"},
+    }
+    found = plan(model, machine(*[8 * GIB] * 3), placed, context=100, batch=3)
+    assert [(d.device, d.layers) for d in found.devices] == [
+        ("cuda:0", (0, 3)),
+        ("cuda:1", (1, 2)),
+        ("cuda:2", None),
+        ("disk", None),
+    ]
+    layer = model.blocks[1].weights_bytes
+    assert found.devices[1].weights_bytes == 2 * layer
+    assert found.devices[2].weights_bytes == 8000 * 1024 * 2
+    cache = 100 * 3 * 2 * 256 * 2
+    assert [d.kv_bytes for d in found.devices] == [2 * cache, 2 * cache, 0, 0]
+    assert found.offloaded == ("model.norm",)
+    assert found.reasons == ("1 block would go to disk: model.norm",)
+    disk = found.devices[3]
+    assert (disk.weights_bytes, disk.peak_bytes, disk.reserve_bytes) == (2048, 2048, 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "listed"),
+    [
+        (4, "model.layers.0, model.layers.1, model.layers.2, model.layers.3"),
+        (5, "model.layers.0, model.layers.1, model.layers.2, model.layers.3 and 1 more"),
+        (6, "model.layers.0, model.layers.1, model.layers.2, model.layers.3 and 2 more"),
+    ],
+)
+def test_four_offloaded_blocks_are_named(count: int, listed: str, make_llama: Make) -> None:
+    model = make_llama(**{**SHAPE, "layers": 6})
+    placed = {"": 0} | {f"model.layers.{i}": "cpu" for i in range(count)}
+    found = plan(model, machine(8 * GIB), placed)
+    assert found.reasons == (f"{count} blocks would go to the CPU: {listed}",)
+    # Their cache stays on the GPU that runs them.
+    cpu = found.devices[1]
+    assert (cpu.kv_bytes, cpu.activation_bytes) == (0, 0)
+    assert cpu.peak_bytes == cpu.weights_bytes == count * model.blocks[1].weights_bytes
+
+
+def test_the_measured_costs_are_added_to_each_phase(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed = {block.name: 0 for block in model.blocks}
+    nothing = replace(BARE, context_bytes=0, module_bytes=0)
+
+    def use(costs: Costs) -> tuple[int, ...]:
+        found = replay(model, placed, {0: costs}, context_tokens=512, batch=1)[0]
+        peaks = found.peaks
+        return (
+            peaks.load_bytes,
+            peaks.prefill_bytes,
+            peaks.decode_bytes,
+            peaks.probe_bytes,
+            found.fixed_bytes,
+            found.missing_bytes,
+        )
+
+    more = [a - b for a, b in zip(use(BARE), use(nothing), strict=True)]
+    assert more == [100 * MIB, 110 * MIB, 110 * MIB, 110 * MIB, 110 * MIB, 0]
+    assert use(nothing)[4] == 32 * MIB
+    without = replay(model, placed, {0: BARE}, context_tokens=512, batch=1, probe=False)[0]
+    assert without.peaks.probe_bytes == 0
+    wider = replace(nothing, workspace_bytes=52 * MIB)
+    grown = [a - b for a, b in zip(use(wider), use(nothing), strict=True)]
+    assert grown[0] == 0
+    assert grown[4] == 20 * MIB
+    assert min(grown[1:4]) > 0
+
+
+def test_given_costs_replace_the_table(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    on = machine(8 * GIB, 8 * GIB)
+    placed = {"": 0, "model.layers.3": 1}
+    plain, given = plan(model, on, placed), plan(model, on, placed, costs={1: BARE})
+    assert plain.devices[0] == given.devices[0]
+    less = OTHER.context_bytes + OTHER.module_bytes - 110 * MIB
+    assert plain.devices[1].peaks.load_bytes - given.devices[1].peaks.load_bytes == (
+        OTHER.context_bytes - 100 * MIB
+    )
+    assert plain.devices[1].peak_bytes - given.devices[1].peak_bytes <= less
+    hopper = replace(on, gpus=tuple(replace(gpu, capability=(9, 0)) for gpu in on.gpus))
+    assert plan(model, hopper, placed).devices == (
+        plan(model, on, placed, costs={0: HOPPER, 1: HOPPER}).devices
+    )
+
+
+def test_cached_memory_is_given_back_before_it_is_refused(make_llama: Make) -> None:
+    """Between what tensors need and what the allocator would like to keep there is room."""
+    model = make_llama(**SHAPE)
+    roomy = plan(model, machine(8 * GIB), {"": 0}, context=4096, batch=2)
+    peak = roomy.devices[0].peak_bytes
+    squeezed = [
+        found
+        for less in range(2, 400, 14)
+        if (found := plan(model, machine(peak - less * MIB), {"": 0}, context=4096, batch=2)).fits
+    ]
+    assert squeezed
+    assert all(one.devices[0].peak_bytes <= one.devices[0].limit_bytes for one in squeezed)
+    assert all(one.devices[0].peak_bytes < peak for one in squeezed)
+    assert all(one.reasons == () for one in squeezed)
+
+
+@pytest.mark.parametrize("context", [1, 2, 16, 17, 18])
+def test_short_contexts_have_a_prompt_and_a_step(context: int, make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    found = plan(model, machine(8 * GIB), {"": 0}, context=context)
+    assert found.fits
+    assert found.devices[0].kv_bytes == 4 * context * 2 * 256 * 2
+    peaks = found.devices[0].peaks
+    assert peaks.decode_bytes >= peaks.prefill_bytes > 0
+
+
+def test_nothing_on_a_gpu_is_nothing_to_replay(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed: dict[str, int | str] = {block.name: "cpu" for block in model.blocks}
+    assert replay(model, placed, {}, context_tokens=4, batch=1) == {}
