@@ -96,7 +96,7 @@ def run(plan: Plan) -> dict[str, object]:
         if row.device in peaks:
             used = peaks[row.device]
             print(
-                f"{row.device}: predicted {row.peak_bytes}, measured {used}, limit {row.limit_bytes}"
+                f"{row.device}: predicted {row.peak_bytes}, measured {used}, of {row.limit_bytes}"
             )
     return {
         "seconds": time.monotonic() - began,

@@ -22,11 +22,11 @@ from . import closing, markers
 from .errors import UsageError
 from .fixtures import session_of
 from .progress import ProgressLine
-from .records.check import Record
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.fleet import fleet_lines
 from .report.json import ReportFile
+from .results import result_of, uncollected, with_reruns
 from .xdist_controller import XdistController
 
 if TYPE_CHECKING:
@@ -116,29 +116,24 @@ class RunLog:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:
-            ended = CheckResult(
-                nodeid=report.nodeid or "collection",
-                outcome="error" if report.failed else "skipped",
-                reason=_collect_reason(report) if report.failed else _reason(report),
-                is_check=False,
-            )
-            self.report = self.report.with_check(ended)
+            self.report = self.report.with_check(uncollected(report))
 
     def _end(self, key: tuple[str, str]) -> None:
         phases = self._phases.pop(key)
         worker, nodeid = key
         if nodeid in self._running:
             self._running.remove(nodeid)
-        if any(phase.outcome == "rerun" for phase in phases):
+        outcomes: set[str] = {phase.outcome for phase in phases}
+        if "rerun" in outcomes:
             self._reruns[key] += 1  # pytest-rerunfailures tries again; only the last one counts
             self._running.append(nodeid)
             return
         seconds = sum(phase.duration for phase in phases)
         now = time.monotonic() - self.began
         self._spans.append(Span(nodeid=nodeid, start=now - seconds, end=now))
-        result = _result(nodeid, phases, seconds)
+        result = result_of(nodeid, phases, seconds)
         if self._reruns[key]:
-            result = _with_reruns(result, self._reruns[key])
+            result = with_reruns(result, self._reruns[key])
         if self.controller is not None and self.controller.is_fleet:
             result = replace(result, worker=worker)
         self.report = replace(
@@ -218,39 +213,3 @@ class RunLog:
 
 def uses_worker(item: pytest.Item) -> bool:
     return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))
-
-
-def _result(nodeid: str, phases: list[pytest.TestReport], seconds: float) -> CheckResult:
-    notes: dict[str, Any] = {}
-    for phase in phases:
-        notes.update({key: value for key, value in getattr(phase, "gpu", {}).items() if value})
-    worst = next(
-        (phase for phase in phases if phase.failed),
-        next((phase for phase in phases if phase.skipped), phases[0]),
-    )
-    records = tuple(Record(**values) for values in notes.get("records", ()))
-    outcome: Any = worst.outcome
-    if worst.failed and worst.when != "call" and not notes.get("shortfall"):
-        outcome = "error"
-    return CheckResult(
-        nodeid=nodeid,
-        outcome=outcome,
-        seconds=seconds,
-        records=records,
-        reason="" if worst.passed or (worst.failed and records) else _reason(worst),
-        is_check=bool(notes.get("is_check")),
-        hardware_skip=bool(notes.get("hardware_skip")),
-        shortfall=bool(notes.get("shortfall")),
-    )
-
-
-                outcome="error" if report.failed else "skipped",
-                reason=_collect_reason(report) if report.failed else _reason(report),
-    """Why it was skipped, or the first line of what it raised."""
-    if report.skipped and isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2]).removeprefix("Skipped: ")
-    crash = getattr(report.longrepr, "reprcrash", None)
-    text = str(crash.message if crash is not None else report.longrepr)
-    # pytest.fail puts its own name before the text.
-    text = text.strip().removeprefix("Failed: ")
-    return text.splitlines()[0] if text else "failed without a message"

@@ -22,9 +22,7 @@ from .tables import Line, table_lines
 def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Line]:
     """For the plan's model and context, the best tier first, ``most`` rows of each by price."""
     shown = [
-        row
-        for tier in reversed(TIERS)
-        for row in [one for one in rows if one.tier == tier][:most]
+        row for tier in reversed(TIERS) for row in [one for one in rows if one.tier == tier][:most]
     ]
     if not shown:
         return []

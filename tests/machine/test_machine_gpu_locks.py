@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from pytest_multigpu.errors import MachineError
-from pytest_multigpu.machine import gpu_locks
 from pytest_multigpu.machine.gpu_locks import GpuLocks, lock_folder
 
 UUIDS = ("GPU-a", "GPU-b", "GPU-c")
@@ -88,7 +88,7 @@ def test_a_child_does_not_inherit_the_lock(tmp_path: Path) -> None:
 
 
 def test_another_users_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     folder = lock_folder()
     assert lock_folder() == folder
     folder.rmdir()

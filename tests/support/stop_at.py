@@ -28,7 +28,7 @@ def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
         def halted(*args: Any, progress: Any, **values: Any) -> Any:
             return load(*args, progress=lambda moment: stop(), **values)
 
-        loading.load_model = halted
+        loading.load_model = halted  # type: ignore[assignment]
     if _AT == "generation":
         from pytest_multigpu.model import generation
 
@@ -44,7 +44,7 @@ def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
             loaded.model.register_forward_hook(third)
             return read(loaded, **values)
 
-        generation.read_generation = watched
+        generation.read_generation = watched  # type: ignore[assignment]
 
 
 @pytest.hookimpl(tryfirst=True)
