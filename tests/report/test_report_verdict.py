@@ -236,7 +236,7 @@ def test_sentence_without_a_reason_names_device_and_remedy() -> None:
         remedy="rent another",
     )
     assert sentence(record) == "peak on GPU 3: expected 1, measured 2; rent another"
-    assert sentence(replace(record, reason="it grew. ", remedy="")) == "it grew"
+    assert sentence(replace(record, reason="it grew. ", remedy="")) == "GPU 3: it grew"
 
 
 def test_several_of_each_are_counted_in_the_plural() -> None:
