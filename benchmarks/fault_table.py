@@ -704,6 +704,7 @@ GATES = [
         r"it could not be read",
         'Record(name="a", outcome="unknown", reason="it could not be read")',
         args="--gpu-tier=cpu --gpu-strict",
+        also=(r"^test_it",),
     ),
     own(
         "hardware skip under strict",
