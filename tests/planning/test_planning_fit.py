@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
@@ -191,3 +192,33 @@ def test_without_a_gpu_there_is_nothing_to_say(make_llama: Make) -> None:
     refused = plan(model, Machine(), {"": 0})
     assert refused.reasons == ("GPU 0 is not there: CUDA sees 0 of the map's GPUs",)
     assert remedies(refused, Machine(), architectures={"4bit": make_llama("4bit")}) == ()
+
+
+@pytest.mark.parametrize("free_mib", [(2200, 1300), (1300, 2200), (1500, 1900), (2400, 1150)])
+def test_the_fullest_gpu_is_named_not_the_largest(
+    free_mib: tuple[int, int], make_llama: Make
+) -> None:
+    model, on = make_llama(**SHAPE), machine(*free_mib)
+    placed = balanced(model, on, context_tokens=1000, batch=1)
+    spread = plan(model, on, placed)
+    assert spread.fits
+    shares = [Fraction(device.peak_bytes, device.limit_bytes) for device in spread.devices]
+    fullest = shares.index(max(shares))
+    refused = plan(model, on, {"": free_mib.index(min(free_mib))})
+    assert remedies(refused, on)[0] == f"--gpu-placement=balanced fits: {peak(spread, fullest)}"
+
+
+def test_a_context_of_one_token_is_still_an_offer(make_llama: Make) -> None:
+    model = replace(make_llama(**SHAPE), max_context=3)
+    need = plan(model, machine(4000), {"": 0}, context=1).devices[0].peak_bytes
+    gpu = replace(machine(4000).gpus[0], free_bytes=need)
+    on = Machine(gpus=(gpu,), visible=(0,))
+    long = plan(model, on, {"": 0}, context=50_000)
+    offers = [text for text in remedies(long, on) if text.startswith("--gpu-context=")]
+    longest = largest_context(model, {"": 0}, on)
+    assert longest >= 1
+    assert offers == [f"--gpu-context={longest} is the longest that fits as placed"]
+    # Weights alone are too much: no context is offered.
+    small = Machine(gpus=(replace(gpu, free_bytes=need // 2),), visible=(0,))
+    none = remedies(plan(model, small, {"": 0}, context=50_000), small)
+    assert not [text for text in none if text.startswith("--gpu-context=")]

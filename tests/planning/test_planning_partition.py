@@ -273,3 +273,12 @@ def test_balanced_to_the_block(make_llama: Callable[..., Architecture]) -> None:
     uneven = balanced(model, simulate("1x4GiB+1x12GiB"), context_tokens=2048, batch=4)
     on = [uneven[f"model.layers.{i}"] for i in range(8)]
     assert on.count(0) < on.count(1)
+
+
+def test_a_planner_that_names_gpus_beyond_the_machine(
+    make_llama: Callable[..., Architecture],
+) -> None:
+    model, machine = make_llama(layers=2), simulate("1xH200")
+    target: dict[str, int | str] = {block.name: 0 for block in model.blocks}
+    assert max_memory_for_auto(model, target, machine, lambda _: {"": 1}, steps=2) is None
+    assert max_memory_for_auto(model, target, machine, lambda _: {"": 0}, steps=1) is not None

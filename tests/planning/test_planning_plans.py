@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_multigpu.planning.costs import HOPPER, OTHER, Costs
+from pytest_multigpu.planning.costs import CPU, HOPPER, OTHER, Costs
 from pytest_multigpu.planning.peaks import predict, replay
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan
@@ -225,3 +225,34 @@ def test_nothing_on_a_gpu_is_nothing_to_replay(make_llama: Make) -> None:
     model = make_llama(**SHAPE)
     placed: dict[str, int | str] = {block.name: "cpu" for block in model.blocks}
     assert replay(model, placed, {}, context_tokens=4, batch=1) == {}
+
+
+def test_the_prompt_is_the_context_without_the_new_tokens(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed = {block.name: 0 for block in model.blocks}
+
+    def peaks(context: int, new: int) -> tuple[int, int]:
+        found = replay(model, placed, {0: BARE}, context_tokens=context, batch=4, new_tokens=new)[
+            0
+        ].peaks
+        return found.prefill_bytes, found.probe_bytes
+
+    assert peaks(4112, 16) == peaks(4608, 512)
+    assert peaks(4112, 16) < peaks(4608, 16)
+    # At least one token is the prompt, and at least one is new.
+    assert peaks(2, 16) == peaks(2, 1) == peaks(2, 0)
+    assert peaks(5000, 0) == peaks(5000, 1)
+    assert peaks(5000, 6000) == peaks(5000, 4999)
+
+
+def test_the_cpu_tier_holds_in_tensors_what_a_gpu_would(make_llama: Make) -> None:
+    model = make_llama("cpu", **SHAPE)
+    (cpu,) = plan(model, Machine(), {"": "cpu"}, context=300, batch=2).devices
+    (gpu,) = replay(
+        model, dict.fromkeys((b.name for b in model.blocks), 0), {0: CPU},
+        context_tokens=300, batch=2,
+    ).values()  # fmt: skip
+    assert cpu.peak_bytes == gpu.allocated_peak_bytes
+    assert cpu.kv_bytes == 4 * 300 * 2 * 2 * 256 * 2
+    assert cpu.activation_bytes == cpu.peak_bytes - cpu.weights_bytes - cpu.kv_bytes > 0
+    assert (cpu.reserve_bytes, cpu.limit_bytes, cpu.layers) == (0, 0, (0, 3))
