@@ -71,6 +71,19 @@ def pytest_configure(config: pytest.Config) -> None:
         _register_runtime(config)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    alone = not hasattr(config, "workerinput") and config.getoption("dist", "no") == "no"
+    checks = str(Path(__file__).with_name("checks"))
+    asked = any("pytest_multigpu.checks" in arg or arg.startswith(checks) for arg in config.args)
+    if asked and alone and not config.option.collectonly:
+        _register_runtime(config)
+        try:
+            fixtures.session_of(config).run_ahead()
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     concerned = [item for item in items if _about_gpus(item)]

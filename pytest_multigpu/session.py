@@ -101,12 +101,26 @@ class GpuSession:
         :raises UsageError: bad input that only the machine can tell, such as a device map that
             names a GPU that isn't there.
         """
-        real = self.settings.simulate is None and self.settings.tier != "cpu"
         self.plans.check_inputs()
-        if real and self.machine.visible:
+        if self._worker is not None and not worker:
+            self._worker.close()  # it ran ahead for checks that were then deselected
+        if self._real and self.machine.visible:
             self._wait_for_memory()
             if worker:
                 self._start_worker()
+
+    def run_ahead(self) -> None:
+        """Before collection, if the checks are what is asked for: start the worker, whose import
+        of torch takes longest of all. Not while others hold memory: that is waited for first."""
+        if self._real and self.machine.visible and not self._held():
+            self._start_worker()
+
+    @property
+    def _real(self) -> bool:
+        return self.settings.simulate is None and self.settings.tier != "cpu"
+
+    def _held(self) -> bool:
+        return any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
 
     def look_again(self) -> None:
         """Forget the machine and its plans: the mask changed, or others let go of memory."""
@@ -119,11 +133,9 @@ class GpuSession:
         A game that has just ended still holds its VRAM for a moment.
         """
         deadline = time.monotonic() + self.settings.wait_seconds
-        held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
-        while held and not self.plan.fits and time.monotonic() < deadline:
+        while self._held() and not self.plan.fits and time.monotonic() < deadline:
             time.sleep(0.5)
             self.look_again()
-            held = any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
 
     def _start_worker(self) -> WorkerHandle:
         """The worker, and beside it a thread that samples health while the GPUs work."""

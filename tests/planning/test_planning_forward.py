@@ -212,7 +212,7 @@ def test_an_int8_linear_alone(make_llama: Make) -> None:
     model = make_llama("8bit", layers=1)
     for dtype, half in (("bfloat16", T * 8192 * 2), ("float16", 0)):
         gpu = Gpu(allocator=Allocator(), costs=HOPPER)
-        forward = Forward(replace(model, dtype=dtype), logits_rows=1)  # type: ignore[arg-type]
+        forward = Forward(replace(model, dtype=dtype), logits_rows=1)
         out = forward._linear_int8(gpu, T, 8, 8192, down=False)
         # The fp16 copy, its int8 form, magnitudes, mask.
         assert gpu.allocator.peak_allocated == half + T * 8192 * (1 + 2 + 1)
