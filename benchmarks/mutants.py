@@ -320,9 +320,13 @@ class Outcome:
     how: str
 
 
-def _tree(module: str) -> ast.Module:
+def _source(module: str) -> str:
     path = ROOT / PACKAGE / f"{module.replace('.', '/')}.py"
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module))
 
 
 def _chosen(modules: list[str], sample: int, seed: int) -> dict[str, list[int]]:
@@ -389,7 +393,7 @@ def table(
     counts: dict[str, int],
     seconds: float,
     command: str,
-    why: dict[str, str],
+    why: dict[tuple[str, str], str],
 ) -> str:
     """Markdown: killed and survived for each module, then every survivor with why."""
     killed = sum(outcome.killed for outcome in outcomes)
@@ -413,12 +417,16 @@ def table(
             f"| {module} | {count} | {len(own)} | {dead} | {ways['hang']} | {len(own) - dead} "
             f"| {dead / max(1, len(own)):.1%} |"
         )
-    lines += ["", "## Survivors", "", "| where | change | why it survives |", "|---|---|---|"]
+    lines += ["", "## Survivors", "", "| where | line | change | why |", "|---|---|---|---|"]
+    sources: dict[str, list[str]] = {}
     for outcome in outcomes:
         if not outcome.killed:
-            what = outcome.what.replace("|", "\\|").replace("\n", " ")
-            reason = why.get(f"{outcome.module}: {outcome.what}", "")
-            lines.append(f"| {outcome.module}:{outcome.line} | `{what}` | {reason} |")
+            source = sources.setdefault(outcome.module, _source(outcome.module).splitlines())
+            text = source[outcome.line - 1].strip()
+            cells = (text, outcome.what.removeprefix(f"{text}: "))
+            shown = " | ".join("`" + cell.replace("|", "\\|")[:110] + "`" for cell in cells)
+            reason = why.get((outcome.module, text), "no test asks for it yet")
+            lines.append(f"| {outcome.module}:{outcome.line} | {shown} | {reason} |")
     return "\n".join(lines) + "\n"
 
 
@@ -454,17 +462,14 @@ def main() -> None:
         given.out.write_text(text, encoding="utf-8")
 
 
-def explained() -> dict[str, str]:
-    """Why a survivor survives, from ``mutants_survivors.txt`` beside this file.
+def explained() -> dict[tuple[str, str], str]:
+    """Why what survives on a line survives, from ``mutants_survivors.txt`` beside this file.
 
-    A line ``<module>: <change> :: <why>`` each; lines with ``#`` are comments.
+    A row ``<module> :: <source line> :: <why>`` each; rows that begin with ``#`` are comments.
     """
-    path = Path(__file__).with_name("mutants_survivors.txt")
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [line.rpartition(" :: ") for line in lines if line and not line.startswith("#")]
-    return {change: why for change, _, why in rows}
+    text = Path(__file__).with_name("mutants_survivors.txt").read_text(encoding="utf-8")
+    rows = [row.split(" :: ") for row in text.splitlines() if row and not row.startswith("#")]
+    return {(module, source): why for module, source, why in rows}
 
 
 if __name__ == "__main__":

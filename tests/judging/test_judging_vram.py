@@ -18,6 +18,8 @@ from pytest_multigpu.units import GIB
 
 TOTAL, RESERVED = 80 * GIB, GIB // 2
 USABLE = TOTAL - RESERVED
+MOST_HELD = TOTAL // 4
+"""What others may hold beside a plan that fits."""
 
 
 def row(used: int, *holders: Holder, problem: str | None = None) -> FreeMemory:
@@ -48,6 +50,8 @@ def judge(found: FreeMemory, need: int | None, *, fits: bool = True, waited: flo
         (1, USABLE - 1, False),
         (1, USABLE + 1, False),  # too small even when idle
         (HELD_LIMIT + 1, None, False),
+        (MOST_HELD, None, False),
+        (MOST_HELD + 1, None, True),
     ],
 )
 def test_waiting_helps_a_gpu_that_is_held(used: int, need: int | None, lacks: bool) -> None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 
+from pytest_multigpu.errors import UsageError
 from pytest_multigpu.planning.fit import choose_tier, largest_context, remedies
 from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.planning.peaks import predict
@@ -222,3 +223,11 @@ def test_a_context_of_one_token_is_still_an_offer(make_llama: Make) -> None:
     small = Machine(gpus=(replace(gpu, free_bytes=need // 2),), visible=(0,))
     none = remedies(plan(model, small, {"": 0}, context=50_000), small)
     assert not [text for text in none if text.startswith("--gpu-context=")]
+
+
+def test_gpus_without_a_free_byte_are_to_be_freed(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(0, 0)
+    with pytest.raises(UsageError, match="CUDA sees no GPU with free memory"):
+        balanced(model, on, context_tokens=1000, batch=1)
+    found = remedies(plan(model, on, {"": 0}), on)
+    assert found == ("1 x Card with nothing else on them would do: free their memory",)
