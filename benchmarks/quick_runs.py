@@ -19,8 +19,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_multigpu.machine.nvml import open_nvml, read_machine
 
@@ -38,54 +39,68 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="quick runs in a row, and beside a bare process")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600, help="start no run after that")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    began = time.monotonic()
     quick()  # the plan is known from an earlier run; caches are warm on both sides
     bare()
     before = [gpu.free_bytes for gpu in read_machine(os.environ).gpus]
-    pairs = [(quick()[0], bare()) for _ in range(options.pairs)]
-    runs = [quick() for _ in range(options.runs)]
-    after = [gpu.free_bytes for gpu in read_machine(os.environ).gpus]
-    empty, with_nvml = empty_runs(options.pairs)
-    ready = sum(line.startswith("READY") for _, line, _, _ in runs)
-    shown = any(seen for _, _, _, seen in runs)
-    speeds: dict[str, list[float]] = defaultdict(list)
-    for _, _, found, _ in runs:
-        for name, value in found:
-            speeds[name].append(value)
-    ratio = statistics.median(mine / other for mine, other in pairs)
-    result = {
+    result: dict[str, Any] = {
         "gpus": [gpu.name for gpu in read_machine(os.environ).visible_gpus],
-        "ready": ready,
-        "runs": len(runs),
-        "seconds": [seconds for seconds, *_ in runs],
-        "pairs_seconds": pairs,
-        "median_ratio": ratio,
-        "nvml_adds_seconds": with_nvml - empty,
         "free_bytes_before": before,
-        "free_bytes_after": after,
-        "parent_among_compute_processes": shown,
-        "speeds": {
-            name: {"min": min(values), "median": statistics.median(values), "max": max(values)}
-            for name, values in sorted(speeds.items())
-        },
-        "not_ready": [line for _, line, _, _ in runs if not line.startswith("READY")],
+        "pairs_seconds": [],
+        "runs": [],
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{ready} of {len(runs)} READY; quick / bare: {ratio:.2f} (median of {len(pairs)} pairs)")
-    print(f"  quick {statistics.median(p[0] for p in pairs):.2f} s", end=", ")
-    print(f"bare {statistics.median(p[1] for p in pairs):.2f} s")
-    print(f"NVML adds {with_nvml - empty:.2f} s to an empty run of {empty:.2f} s")
-    print(f"free VRAM the same before and after: {before == after}")
-    print(f"this process among the compute processes: {shown}")
-    for name, values in sorted(speeds.items()):
+
+    def keep() -> None:
+        """After every step: a run that is stopped from outside leaves what it knew."""
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    for _ in range(options.pairs):
+        result["pairs_seconds"].append((quick().seconds, bare()))
+        keep()
+        print("quick {:.2f} s, bare {:.2f} s".format(*result["pairs_seconds"][-1]), flush=True)
+    pairs = result["pairs_seconds"]
+    result["median_ratio"] = statistics.median(mine / other for mine, other in pairs)
+    empty, with_nvml = empty_runs(options.pairs)
+    result["nvml_adds_seconds"] = with_nvml - empty
+    print(f"quick / bare: {result['median_ratio']:.2f}, median of {len(pairs)} pairs")
+    print(f"NVML adds {with_nvml - empty:.2f} s to an empty run of {empty:.2f} s", flush=True)
+    runs: list[Run] = []
+    while len(runs) < options.runs and time.monotonic() - began < options.seconds:
+        runs.append(quick())
+        result["runs"].append(asdict(runs[-1]))
+        result["free_bytes_after"] = [gpu.free_bytes for gpu in read_machine(os.environ).gpus]
+        keep()
+    return summary(result, runs)
+
+
+def summary(result: dict[str, Any], runs: list[Run]) -> int:
+    ready = sum(run.line.startswith("READY") for run in runs)
+    shown = any(run.parent_had_a_context for run in runs)
+    print(f"{ready} of {len(runs)} READY")
+    same = result["free_bytes_before"] == result.get("free_bytes_after")
+    print(f"free VRAM the same before and after: {same}")
+    print(f"the run's own process among the compute processes: {shown}")
+    for name in sorted({name for run in runs for name in run.speeds}):
+        values = [run.speeds[name] for run in runs if name in run.speeds]
         low, middle, high = min(values), statistics.median(values), max(values)
         print(f"  {name}: {low:.1f} to {high:.1f}, median {middle:.1f}")
     return 0 if ready == len(runs) and not shown else 1
 
 
-def quick() -> tuple[float, str, list[tuple[str, float]], bool]:
-    """Seconds, last line, every measured speed, and whether the process had a CUDA context."""
+@dataclass(frozen=True)
+class Run:
+    """One quick run."""
+
+    seconds: float
+    line: str
+    speeds: dict[str, float]
+    parent_had_a_context: bool
+
+
+def quick() -> Run:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         process = subprocess.Popen(
@@ -95,12 +110,12 @@ def quick() -> tuple[float, str, list[tuple[str, float]], bool]:
         output, _ = process.communicate()
         seconds = time.monotonic() - began
         report = json.loads(Path(folder, "report.json").read_text())
-    speeds = [
-        (f"{check['name']} {check['device']}".strip(), float(check["measured"]))
+    speeds = {
+        f"{check['name']} {check['device']}".strip(): float(check["measured"])
         for check in report["checks"]
         if check["unit"] in SPEEDS and isinstance(check["measured"], int | float)
-    ]
-    return seconds, output.strip().splitlines()[-1], speeds, watch.stop()
+    }
+    return Run(seconds, output.strip().splitlines()[-1], speeds, watch.stop())
 
 
 class Watch:

@@ -11,6 +11,12 @@ from dataclasses import dataclass
 
 from ..units import MIB
 
+SPARE_SHARE = 1 / 256
+"""Of a GPU's free bytes, kept spare where a plan is said to fit: how far a prediction may be off.
+On one H200 (559 MiB of it) a 16-bit 70B with 12,288 tokens, predicted to fit to the last byte, ran
+out of memory for want of 207 MiB; on one H100 in 8 bit, 13,984 tokens left 315 MiB more than
+predicted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:

@@ -16,7 +16,7 @@ from ..records.machine import Machine
 from ..records.plan import Architecture, Block, DeviceMap, DevicePlan, Peaks, Plan
 from ..units import MIB, gib
 from .allocator import Allocator, DeviceFullError
-from .costs import CPU, Costs, costs_for
+from .costs import CPU, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
 from .forward import Forward, Gpu
 from .load import load
@@ -89,7 +89,8 @@ def predict(
         batch=batch,
         new_tokens=new_tokens,
     )
-    tight = {i for i in indices if free[i].peaks.worst_bytes > limits[i]}
+    rooms = {i: limit - int(limit * SPARE_SHARE) for i, limit in limits.items()}
+    tight = {i for i in indices if free[i].peaks.worst_bytes > rooms[i]}
     used = free
     if tight:
         # Near its limit torch gives cached memory back and asks again: that may still do.
@@ -100,9 +101,9 @@ def predict(
             context_tokens=context_tokens,
             batch=batch,
             new_tokens=new_tokens,
-            limits=limits,
+            limits=rooms,
         )
-    short = {i: free[i].peaks.worst_bytes - limits[i] for i in tight if used[i].missing_bytes}
+    short = {i: free[i].peaks.worst_bytes - rooms[i] for i in tight if used[i].missing_bytes}
     devices = [
         _device_plan(
             architecture,
@@ -335,9 +336,17 @@ def _reasons(
             found.append(f"GPU {index} is not there: CUDA sees {len(cards)} of the map's GPUs")
             continue
         taken = cards[index].used_bytes
+        spare = device.limit_bytes - device.peak_bytes
+        if spare < 0:
+            lacks, kept = -spare, ""
+        else:
+            lacks, kept = (
+                missing,
+                f", too close to the last byte ({gib(missing + spare)} are kept spare)",
+            )
         found.append(
-            f"GPU {index} lacks {gib(missing)}: it would peak at {gib(device.peak_bytes)} of "
-            f"{gib(device.limit_bytes)} free with {context} tokens x {batch}"
+            f"GPU {index} lacks {gib(lacks)}: it would peak at {gib(device.peak_bytes)} of "
+            f"{gib(device.limit_bytes)} free{kept} with {context} tokens x {batch}"
             + (f"; {gib(taken)} are in use already" if taken >= NOTABLE else "")
         )
     for place in OFFLOAD:

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from pytest_multigpu.planning import peaks
 from pytest_multigpu.records.plan import Architecture, Block, Tier
+
+
+@pytest.fixture(autouse=True)
+def nothing_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic is tested to the last byte; what is kept spare has tests of its own."""
+    monkeypatch.setattr(peaks, "SPARE_SHARE", 0)
 
 
 def llama(
