@@ -123,21 +123,29 @@ class Watch:
 
     def __init__(self, pid: int) -> None:
         self._pid, self._seen, self._end = pid, False, threading.Event()
+        self._error: Exception | None = None
+        self._nvml = open_nvml()
+        count = self._nvml.nvmlDeviceGetCount()
+        self._handles = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> bool:
+        """Whether the process was ever seen; raises what kept us from looking."""
         self._end.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
         return self._seen
 
     def _run(self) -> None:
-        nvml = open_nvml()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        while not self._end.wait(0.1):
-            for handle in handles:
-                processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-                self._seen |= any(process.pid == self._pid for process in processes)
+        try:
+            while not self._end.wait(0.1):
+                for handle in self._handles:
+                    processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                    self._seen |= any(process.pid == self._pid for process in processes)
+        except Exception as error:
+            self._error = error
 
 
 def bare() -> float:
