@@ -48,6 +48,11 @@ def check_needs(item: pytest.Item) -> str | None:
     return None if mark is None else _parsed(item, mark, _read_check)
 
 
+def uses_worker(item: pytest.Item) -> bool:
+    """The test asks for what the CUDA worker measures."""
+    return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def validate(item: pytest.Item) -> None:
     """Read every mark of ours on a test, so that a wrong one is found at collection."""
     gpu_requirement(item)

@@ -21,9 +21,9 @@ from .requirements import GpuRequirement, unmet
 from .units import GIB, gib
 
 if TYPE_CHECKING:
-    from .model.automap import AutoMap
     from .model.config import ResolvedModel
     from .planning.catalogue import GpuType
+    from .records.automap import AutoMap
     from .records.rent import RentRow
 
 GPU_TIERS: tuple[Tier, ...] = ("16bit", "8bit", "4bit")

@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.checks and checks not in config.args:
         config.args.append(checks)
     if hasattr(config, "workerinput"):
-        from .xdist_worker import XdistWorker
+        from .parallel.worker import XdistWorker
 
         config.pluginmanager.register(XdistWorker(config), "multigpu-worker")
     # Under xdist the controller collects nothing, but it prints.

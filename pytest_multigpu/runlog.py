@@ -21,13 +21,13 @@ import pytest
 from . import closing, markers
 from .errors import UsageError
 from .fixtures import session_of
+from .parallel.controller import XdistController
 from .progress import ProgressLine
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.fleet import fleet_lines
 from .report.json import ReportFile
 from .results import result_of, uncollected, with_reruns
-from .xdist_controller import XdistController
 
 if TYPE_CHECKING:
     from .machine.timeline import Timeline
@@ -71,7 +71,7 @@ class RunLog:
             if self.is_worker:
                 self.session.plans.check_inputs()  # it starts once its GPUs are its own
             else:
-                self.session.start(worker=any(map(uses_worker, items)))
+                self.session.start(worker=any(map(markers.uses_worker, items)))
                 self._draw()
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
@@ -209,7 +209,3 @@ class RunLog:
         if reporter is not None:
             for line in lines:
                 reporter.write_line(line.text, **line.kwargs)
-
-
-def uses_worker(item: pytest.Item) -> bool:
-    return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))

@@ -11,28 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
 from ..errors import LoadError
+from ..records.automap import AutoMap as AutoMap
 from ..records.plan import Tier
 from . import cache
 from .config import ResolvedModel
 from .meta import build_meta_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoMap:
-    """The planner's answer."""
-
-    device_map: Mapping[str, int | str] = field(default_factory=dict)
-    """Module path to CUDA index, ``cpu`` or ``disk``; where it refuses, what it would have done."""
-    refusal: str | None = None
-    """The ValueError's text, in one line, with which from_pretrained would refuse; else None."""
-    offloaded: tuple[str, ...] = ()
-    """Modules on ``cpu`` or ``disk``, in forward order."""
 
 
 def auto_device_map(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..records.plan import Architecture, Block
 
 if TYPE_CHECKING:
-    from .automap import AutoMap
+    from ..records.automap import AutoMap
 
 _LIBRARIES = ("pytest-multigpu", "transformers", "accelerate", "bitsandbytes", "torch")
 _T = TypeVar("_T")
@@ -120,7 +120,7 @@ def _to_architecture(entry: dict[str, Any]) -> Architecture:
 
 
 def _to_auto_map(entry: dict[str, Any]) -> AutoMap:
-    from .automap import AutoMap
+    from ..records.automap import AutoMap
 
     return AutoMap(
         device_map=dict(entry["device_map"]),

@@ -146,7 +146,7 @@ def test_cuda_started_too_early_is_one_clear_failure(pytester: pytest.Pytester) 
     pytester.makepyfile(
         """
         import pytest
-        import pytest_multigpu.xdist_worker as worker
+        import pytest_multigpu.parallel.worker as worker
         worker.driver_started = lambda: True  # as after torch.cuda.get_device_capability()
 
         @pytest.mark.gpu

@@ -17,7 +17,7 @@ FACTS = "multigpu_facts"
 """Key of packed facts in a test report's notes and in ``workeroutput``."""
 TOGETHER = "multigpu_together"
 """Key in ``workerinput``: the folder where workers name the tests to keep on one worker."""
-_RECORDS = f"{__package__}.records."
+_RECORDS = "pytest_multigpu.records."
 
 
 def pack(facts: dict[str, Any]) -> str:

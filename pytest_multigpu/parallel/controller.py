@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from .records.machine import Machine
-from .records.report import CheckResult, Pod, RunReport
+from ..records.machine import Machine
+from ..records.report import CheckResult, Pod, RunReport
 from .wire import FACTS, TOGETHER, unpack
 
 
@@ -38,7 +38,7 @@ class XdistController:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        from .xdist_scheduling import KNOWN, Scheduling
+        from .scheduling import KNOWN, Scheduling
 
         if self.dist not in KNOWN:
             return None

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from .errors import MachineError
-from .fixtures import session_of
+from ..errors import MachineError
+from ..fixtures import session_of
+from ..judging.vram import HELD_LIMIT
+from ..machine.gpu_locks import GpuLocks
+from ..markers import uses_worker
+from ..records.machine import Machine
+from ..session import GpuSession
 from .grouping import Share, share
-from .judging.vram import HELD_LIMIT
-from .machine.gpu_locks import GpuLocks
-from .records.machine import Machine
-from .session import GpuSession
 from .wire import FACTS, TOGETHER, name_group, pack
 
 LOCK_SECONDS = 4 * 3600.0
@@ -141,8 +142,6 @@ class XdistWorker:
 
     def _start(self, session: GpuSession, item: pytest.Item) -> None:
         """What a run without xdist does before its first test."""
-        from .runlog import uses_worker
-
         if self._owns_all:
             session.start(worker=any(map(uses_worker, item.session.items)))
 

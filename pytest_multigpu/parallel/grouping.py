@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from .markers import check_needs, gpu_requirement, size_limit, tier_requirement
+from ..markers import check_needs, gpu_requirement, size_limit, tier_requirement
 
 _WHOLE = {"gpu_model", "gpu_plan", "gpu_probe", "gpu_worker", "gpu_health"}
 """Fixtures that are about every visible GPU."""
