@@ -1,3 +1,5 @@
-"""For this repository's own tests: pytester, and the plugin where it is not installed."""
+"""The root of this repository's tests. ``pytester`` is loaded by pyproject.toml.
 
-pytest_plugins = ["pytester"]
+Not by ``pytest_plugins`` here: an editable install's checks are collected from other roots too
+(``gpu_checks = true`` in a game's repository), where that is an error.
+"""
