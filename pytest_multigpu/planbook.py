@@ -17,6 +17,7 @@ from .errors import UsageError
 from .options import Settings
 from .records.machine import Machine
 from .records.plan import TIERS, Architecture, DeviceMap, Plan, Tier
+from .records.tiers import GPU_TIERS
 from .requirements import GpuRequirement, unmet
 from .units import GIB, gib
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from .planning.catalogue import GpuType
     from .records.automap import AutoMap
     from .records.rent import RentRow
-
-GPU_TIERS: tuple[Tier, ...] = ("16bit", "8bit", "4bit")
-"""Best first: what ``auto`` tries."""
 
 
 class PlanBook:
@@ -87,10 +85,12 @@ class PlanBook:
     def chosen(self) -> Plan:
         """The plan of the named tier; under ``auto`` the best that fits, else the smallest."""
         if self.made is None:
+            from .planning.fit import choose_tier
+
             named = self.settings.named_tier
             tiers = GPU_TIERS if named is None else (named,)
-            fitting = (plan for plan in map(self.plan, tiers) if plan.fits)
-            self.made = next(fitting, None) or self._with_remedies(self.plan(tiers[-1]))
+            fitting, refused = choose_tier(self.plan, tiers)
+            self.made = fitting or self._with_remedies(refused[-1])
         return self.made
 
     def plan(self, tier: Tier) -> Plan:

@@ -70,7 +70,7 @@ def find_checkpoint(
     if _is_path(model):
         raise UsageError(f"--gpu-model: no such folder: {model}")
     for hub_id in (model, *hub_ids):
-        snapshot = _snapshot(hub_id, hub_cache(os.environ if environ is None else environ))
+        snapshot = cached_snapshot(hub_id, hub_cache(os.environ if environ is None else environ))
         if snapshot is not None:
             return snapshot
     return None
@@ -84,13 +84,14 @@ def _is_path(model: str) -> bool:
     )
 
 
-def _snapshot(hub_id: str, cache: Path) -> Path | None:
+def cached_snapshot(hub_id: str, cache: Path) -> Path | None:
+    """The folder of ``main`` as last downloaded into the hub's cache; None if it is not there."""
     if not _HUB_ID.fullmatch(hub_id):
         return None
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     try:
-        commit = (repository / "refs" / "main").read_text().strip()
-    except OSError:
+        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
         return None
     snapshot = repository / "snapshots" / commit
     return snapshot if commit and snapshot.is_dir() else None

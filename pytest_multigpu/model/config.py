@@ -1,7 +1,7 @@
 """Which model ``--gpu-model`` means: its configuration, and its checkpoint where there is one.
 
 Presets and folders are resolved with the standard library alone; only a hub id that is in no
-cache asks the hub. May import presets, units and errors.
+cache asks the hub. May import the machine's readers of the cache, presets and errors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import UsageError
+from ..machine.checkpoint import cached_snapshot
+from ..machine.host import hub_cache
 from ..presets import HUB_IDS, PRESETS, preset_name
 
 OPTION = "--gpu-model"
@@ -126,26 +128,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
-def hub_cache(environ: Mapping[str, str]) -> Path:
-    """The hub's cache folder, by the rules of huggingface_hub's environment variables."""
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environ.get(variable):
-            return Path(environ[variable]).expanduser()
-    if environ.get("HF_HOME"):
-        return Path(environ["HF_HOME"]).expanduser() / "hub"
-    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
-
-
 def _cached_snapshot(hub_id: str, environ: Mapping[str, str]) -> Path | None:
     """The folder of ``main`` as last downloaded, if it holds a config.json."""
-    repository = hub_cache(environ) / f"models--{hub_id.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    snapshot = repository / "snapshots" / commit
-    return snapshot if commit and (snapshot / "config.json").is_file() else None
+    snapshot = cached_snapshot(hub_id, hub_cache(environ))
+    return snapshot if snapshot is not None and (snapshot / "config.json").is_file() else None
 
 
 def _has_all_weights(snapshot: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, Plan, Tier
+from ..records.tiers import GPU_TIERS
 from ..units import gib
 from .partition import balanced
 from .peaks import kv_bytes, predict
@@ -18,7 +19,6 @@ LONGEST = 1 << 20
 """Tokens; where the model states no ``max_position_embeddings``."""
 PRECISION = 256
 """The largest context is found to one part in that many."""
-GAMES: tuple[Tier, ...] = ("16bit", "8bit", "4bit")
 
 
 def largest_context(
@@ -78,7 +78,7 @@ def _plainly_too_long(
 
 
 def choose_tier(
-    plan_of: Callable[[Tier], Plan], tiers: Sequence[Tier] = GAMES
+    plan_of: Callable[[Tier], Plan], tiers: Sequence[Tier] = GPU_TIERS
 ) -> tuple[Plan | None, tuple[Plan, ...]]:
     """The first of ``tiers`` (best first) whose plan fits, and the plans that were refused.
 
@@ -116,7 +116,7 @@ def remedies(
         context = largest_context(plan.architecture, plan.device_map, machine, batch=batch)
         if 0 < context < tokens:
             found.append(f"--gpu-context={context} is the longest that fits as placed")
-    for tier in GAMES[GAMES.index(plan.architecture.tier) + 1 :] if machine.visible else ():
+    for tier in GPU_TIERS[GPU_TIERS.index(plan.architecture.tier) + 1 :] if machine.visible else ():
         lower = (architectures or {}).get(tier)
         other = _balanced_plan(lower, machine, tokens, batch) if lower is not None else None
         if other is not None and other.fits:

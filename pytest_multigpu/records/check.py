@@ -31,12 +31,3 @@ class Record:
     """What to do about it, as a command where there is one."""
     shortfall: bool = False
     """The machine lacks what was asked for (exit 10: rent another), nothing is broken."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckEntry:
-    """A record with the test that made it and how long that test took."""
-
-    nodeid: str
-    seconds: float
-    record: Record

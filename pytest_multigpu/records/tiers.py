@@ -7,3 +7,5 @@ from typing import Literal
 Tier = Literal["cpu", "4bit", "8bit", "16bit"]
 TIERS: tuple[Tier, ...] = ("cpu", "4bit", "8bit", "16bit")
 """From least to most demanding."""
+GPU_TIERS: tuple[Tier, ...] = ("16bit", "8bit", "4bit")
+"""Best first: what ``auto`` tries."""

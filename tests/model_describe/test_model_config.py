@@ -9,7 +9,8 @@ from typing import NoReturn
 import pytest
 
 from pytest_multigpu.errors import UsageError
-from pytest_multigpu.model.config import hub_cache, preset_config, resolve_config
+from pytest_multigpu.machine.host import hub_cache
+from pytest_multigpu.model.config import preset_config, resolve_config
 from pytest_multigpu.presets import PRESETS
 
 CONFIG = {"model_type": "llama", "hidden_size": 64}
