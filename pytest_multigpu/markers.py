@@ -53,6 +53,11 @@ def uses_worker(item: pytest.Item) -> bool:
     return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
+def loads_model(item: pytest.Item) -> bool:
+    """The test is a check of a loaded model."""
+    return check_needs(item) == "model"
+
+
 def validate(item: pytest.Item) -> None:
     """Read every mark of ours on a test, so that a wrong one is found at collection."""
     gpu_requirement(item)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from .markers import check_needs, validate
+from .markers import check_needs, uses_worker, validate
 
 CHECK_ORDER = (
     "test_machine",
@@ -32,9 +32,11 @@ def order(items: list[pytest.Item], concerned: Iterable[pytest.Item]) -> None:
     items.sort(key=_place)
 
 
-def _place(item: pytest.Item) -> tuple[int, int]:
+def _place(item: pytest.Item) -> tuple[int, int, int]:
     if check_needs(item) is None:
-        return (2 if "gpu_model" in getattr(item, "fixturenames", ()) else 1, 0)
+        return (2 if "gpu_model" in getattr(item, "fixturenames", ()) else 1, 0, 0)
     name = item.path.stem
     place = CHECK_ORDER.index(name) if name in CHECK_ORDER else len(CHECK_ORDER)
-    return (0 if item.get_closest_marker("quick") else 2, place)
+    quick = item.get_closest_marker("quick") is not None
+    # What does not wait for the CUDA worker runs while the worker does.
+    return (0, int(uses_worker(item)), place) if quick else (2, 0, place)

@@ -207,8 +207,10 @@ class PlanBook:
             )
         auto = self._auto(architecture, _CPU_BYTES)
         if auto.offloaded and self.machine.simulated is None:
-            # Only now does it matter how much the host has: what goes to cpu, what to disk.
-            auto = self._auto(architecture, _available_host_bytes())
+            host_bytes = _available_host_bytes()
+            if _on_host_bytes(architecture, auto.device_map) > host_bytes:
+                # Only now does it matter how much the host has: what goes to cpu, what to disk.
+                auto = self._auto(architecture, host_bytes // GIB * GIB)
         return auto.device_map, auto.refusal
 
     def _auto(self, architecture: Architecture, cpu_bytes: int) -> AutoMap:
@@ -254,15 +256,23 @@ class PlanBook:
 
 
 _CPU_BYTES = 1 << 50
-"""Host memory given to auto at first: without offload the map does not depend on it, and the
-cached plan of an earlier run stays good whatever is free today."""
+"""Host memory given to auto at first: while what goes there fits, the map does not depend on it,
+and the cached plan of an earlier run stays good whatever is free today."""
 
 
 def _available_host_bytes() -> int:
-    """What psutil, and so transformers, takes for available, in whole GiB for the cache's sake."""
+    """What psutil, and so transformers, takes for available."""
     import psutil
 
-    return int(psutil.virtual_memory().available) // GIB * GIB
+    return int(psutil.virtual_memory().available)
+
+
+def _on_host_bytes(architecture: Architecture, device_map: DeviceMap) -> int:
+    """Bytes of the blocks that a map puts on the CPU."""
+    from .planning.device_maps import expand
+
+    placed = expand(architecture, device_map)
+    return sum(block.weights_bytes for block in architecture.blocks if placed[block.name] == "cpu")
 
 
 def read_json(path: Path, option: str) -> Any:

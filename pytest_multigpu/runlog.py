@@ -71,7 +71,10 @@ class RunLog:
             if self.is_worker:
                 self.session.plans.check_inputs()  # it starts once its GPUs are its own
             else:
-                self.session.start(worker=any(map(markers.uses_worker, items)))
+                self.session.start(
+                    worker=any(map(markers.uses_worker, items)),
+                    model=any(map(markers.loads_model, items)),
+                )
                 self._draw()
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None

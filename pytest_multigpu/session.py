@@ -46,6 +46,7 @@ class GpuSession:
         self.peaks: list[PhasePeaks] = []
         """Filled by the peak meters of this run, for the reports."""
         self._worker: WorkerHandle | None = None
+        self._will_load = False
         self._sampler: Sampler | None = None
         self._model: LoadedModel | None = None
         self._model_error: MultiGpuError | None = None
@@ -95,13 +96,15 @@ class GpuSession:
                 continue
         return found
 
-    def start(self, *, worker: bool) -> None:
+    def start(self, *, worker: bool, model: bool = False) -> None:
         """Before the first test: read the machine, then let the CUDA worker run ahead.
 
+        :param model: a check of a loaded model is in this run.
         :raises UsageError: bad input that only the machine can tell, such as a device map that
             names a GPU that isn't there.
         """
         self.plans.check_inputs()
+        self._will_load = model
         if self._worker is not None and not worker:
             self._worker.close()  # it ran ahead for checks that were then deselected
         if self._real and self.machine.visible:
@@ -150,7 +153,10 @@ class GpuSession:
 
     def worker_report(self) -> WorkerReport:
         """What the CUDA worker measured; waits for it."""
-        report = self._start_worker().result()
+        worker = self._start_worker()
+        if self._will_load:
+            import torch  # noqa: F401  (needed soon, and now there is time for it)
+        report = worker.result()
         if self._sampler is not None:
             self._sampler.stop()
         return report

@@ -21,7 +21,7 @@ from ..errors import MachineError
 from ..fixtures import session_of
 from ..judging.vram import HELD_LIMIT
 from ..machine.gpu_locks import GpuLocks
-from ..markers import uses_worker
+from ..markers import loads_model, uses_worker
 from ..records.machine import Machine
 from ..session import GpuSession
 from .grouping import Share, share
@@ -143,7 +143,8 @@ class XdistWorker:
     def _start(self, session: GpuSession, item: pytest.Item) -> None:
         """What a run without xdist does before its first test."""
         if self._owns_all:
-            session.start(worker=any(map(uses_worker, item.session.items)))
+            items = item.session.items
+            session.start(worker=any(map(uses_worker, items)), model=any(map(loads_model, items)))
 
 
 UNOWNED = pytest.StashKey[str]()
