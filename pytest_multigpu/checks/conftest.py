@@ -10,14 +10,32 @@ from pytest_multigpu.judging.generation import tolerance_for
 from pytest_multigpu.records.generation import GenerationReading
 
 if TYPE_CHECKING:
+    from pytest_multigpu.machine.health import Sampler
     from pytest_multigpu.model.loaded import LoadedModel
+    from pytest_multigpu.records.machine import Machine
+
+
+_SAMPLE_SECONDS = 0.5
+"""Between two readings of health while tokens are timed: seldom enough not to be timed as well."""
 
 
 @pytest.fixture(scope="session")
-def generation_reading(gpu_model: LoadedModel) -> GenerationReading:
+def generation_health(gpu_model: LoadedModel, gpu_inventory: Machine) -> Sampler:
+    """Health of the GPUs that hold the model; ``generation_reading`` samples it."""
+    from pytest_multigpu.machine.health import Sampler
+
+    used = [gpu_inventory.visible[index] for index in gpu_model.cuda_devices]
+    return Sampler(used, interval=_SAMPLE_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def generation_reading(gpu_model: LoadedModel, generation_health: Sampler) -> GenerationReading:
     """Two greedy generations of a chat prompt and one uncached forward."""
     from pytest_multigpu.model.generation import read_generation
 
     architecture = gpu_model.architecture
     tolerance = tolerance_for(architecture.tier, architecture.dtype)
-    return read_generation(gpu_model, tolerance=tolerance)
+    if not gpu_model.cuda_devices:
+        return read_generation(gpu_model, tolerance=tolerance)
+    with generation_health:
+        return read_generation(gpu_model, tolerance=tolerance)

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_multigpu.judging.generation import judge_generation, tolerance_for
+from pytest_multigpu.judging.health import throttled
+from pytest_multigpu.judging.interconnect import slow_hops
+from pytest_multigpu.judging.machine import label
 from pytest_multigpu.judging.speed import judge_speed
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.generation import GenerationReading
+from pytest_multigpu.records.machine import Machine
+from pytest_multigpu.records.worker import WorkerReport
 
 if TYPE_CHECKING:
+    from pytest_multigpu.machine.health import Sampler
     from pytest_multigpu.model.loaded import LoadedModel
 
 
@@ -28,16 +34,27 @@ def test_greedy_generation(
 
 @pytest.mark.check(needs="model")
 def test_speed(
-    request: pytest.FixtureRequest, gpu_model: LoadedModel, generation_reading: GenerationReading
+    request: pytest.FixtureRequest,
+    gpu_model: LoadedModel,
+    gpu_inventory: Machine,
+    generation_reading: GenerationReading,
+    generation_health: Sampler,
 ) -> list[Record]:
     """Prefill and decode, beside the floor that the measured memory bandwidth sets."""
-    bandwidth: dict[str, float] = {}
-    if gpu_model.cuda_devices:
-        # Asked for only where there is a GPU: the worker would start for nothing.
-        worker = request.getfixturevalue("gpu_worker")
-        bandwidth = {
+    if not gpu_model.cuda_devices:
+        return judge_speed(generation_reading, gpu_model.placement, {})
+    # Asked for only where there is a GPU: the worker would start for nothing.
+    worker: WorkerReport = request.getfixturevalue("gpu_worker")
+    return judge_speed(
+        generation_reading,
+        gpu_model.placement,
+        {
             f"cuda:{speed.gpu}": speed.memory_gb_per_s * 1e9
             for speed in worker.speeds
             if speed.memory_gb_per_s is not None
-        }
-    return judge_speed(generation_reading, gpu_model.placement, bandwidth)
+        },
+        throttled=throttled(
+            generation_health.result(), {gpu.index: label(gpu) for gpu in gpu_inventory.gpus}
+        ),
+        slow_links=slow_hops(worker, gpu_model.cuda_path),
+    )

@@ -168,6 +168,16 @@ def _throttle(row: GpuHealth) -> _Finding:
     return _Finding(outcome="passed", measured="none")
 
 
+def throttled(rows: Sequence[GpuHealth], labels: Mapping[int, str]) -> list[str]:
+    """``GPU 1 (hardware thermal slowdown)`` for each GPU that ran below its clocks."""
+    asked = [row for row in rows if row.problem is None and row.throttle is not None]
+    return [
+        f"{labels.get(row.index, f'GPU {row.index}')} ({finding.measured})"
+        for row in asked
+        if (finding := _throttle(row)).outcome in ("failed", "warned")
+    ]
+
+
 def _conditions(row: GpuHealth) -> str:
     parts = []
     if row.sm_mhz is not None and row.sm_max_mhz is not None:

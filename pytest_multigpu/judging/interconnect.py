@@ -6,6 +6,8 @@ Pure: records in, records out. Limits are in ``thresholds``.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 
 from ..records.check import Record
@@ -98,6 +100,15 @@ def pair_bandwidths(report: WorkerReport) -> list[Record]:
     if len(records) < count * (count - 1) or not records:
         records += not_measured(report, name, "a speed for every pair", "devices", "pair speed")
     return records
+
+
+def slow_hops(report: WorkerReport, path: Sequence[int]) -> list[str]:
+    """``GPU 0 -> GPU 1`` for each hop of ``path`` whose bandwidth fails its check.
+
+    :param path: CUDA indices in the order in which activations visit them.
+    """
+    slow = {record.device for record in pair_bandwidths(report) if record.outcome == "failed"}
+    return [hop for pair in pairwise(path) if (hop := gpu_path(pair)) in slow]
 
 
 def _single(report: WorkerReport, name: str) -> list[Record]:

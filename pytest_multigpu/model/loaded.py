@@ -54,6 +54,19 @@ class LoadedModel:
         )
 
     @property
+    def cuda_path(self) -> tuple[int, ...]:
+        """CUDA indices in the order in which activations visit them; logits go back to the first.
+
+        ``(0, 1, 0)`` for a model over two GPUs, ``(0,)`` on one.
+        """
+        path: list[int] = []
+        for index in range(self.architecture.layers):
+            device = self.layer_device(index)
+            if device.type == "cuda" and path[-1:] != [device.index]:
+                path.append(device.index)
+        return (*path, path[0]) if len(path) > 1 else tuple(path)
+
+    @property
     def decoder_layers(self) -> Any:
         """``torch.nn.ModuleList`` of the decoder layers, in forward order."""
         return decoder_layers(self.model)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_multigpu.judging.health import judge_health
+from pytest_multigpu.judging.health import judge_health, throttled
 from pytest_multigpu.records.health import GpuHealth
 
 FINE = GpuHealth(
@@ -143,3 +143,14 @@ def test_a_gpu_that_cannot_be_asked_is_red() -> None:
     assert records[0].outcome == "failed"
     assert records[0].device == "GPU 0 (nvidia-smi 1)"
     assert {record.device for record in records[1:]} == {"GPU 1 (nvidia-smi 0)"}
+
+
+def test_throttled_names_the_gpu_and_why() -> None:
+    hot = replace(TWIN, throttle=0x40)
+    assert throttled([FINE, hot], {1: "GPU 0 (nvidia-smi 1)"}) == [
+        "GPU 0 (nvidia-smi 1) (hardware thermal slowdown)"
+    ]
+    assert throttled([hot], {}) == ["GPU 1 (hardware thermal slowdown)"]
+    power_cap, idle = replace(FINE, throttle=0x4), replace(FINE, throttle=0x1, busy_samples=0)
+    unknown, lost = replace(FINE, throttle=None), replace(hot, problem="GPU is lost")
+    assert throttled([FINE, power_cap, idle, unknown, lost], {}) == []

@@ -8,13 +8,15 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from pytest_multigpu.errors import CheckpointError, LoadError, UsageError
 from pytest_multigpu.model.config import ResolvedModel, resolve_config
-from pytest_multigpu.model.loaded import release
+from pytest_multigpu.model.loaded import LoadedModel, release
 from pytest_multigpu.model.loading import _out_of_memory, load_model
 from pytest_multigpu.records.plan import Tier
 from pytest_multigpu.records.progress import Progress
@@ -28,7 +30,6 @@ def tensors(model: Any) -> dict[str, Any]:
 
 
 def assert_equal(ours: Any, stock: Any) -> None:
-    import torch
 
     mine, theirs = tensors(ours), tensors(stock)
     assert list(mine) == list(theirs)
@@ -58,7 +59,6 @@ def test_the_fast_loader_is_bit_equal_to_stock(written: Path, tier: Tier, weight
 
 @pytest.mark.parametrize("tier", ["16bit", "8bit", "4bit"])
 def test_stock_from_pretrained_called_by_hand_gives_the_same(written: Path, tier: Tier) -> None:
-    import torch
     from transformers import AutoModelForCausalLM
 
     from pytest_multigpu.model.quantise import quantization_config
@@ -178,14 +178,12 @@ def test_a_checkpoint_quantised_already_goes_through_stock(written: Path, tmp_pa
 
 
 def assert_equal_tensors(one: Any, other: Any) -> None:
-    import torch
 
     mine, theirs = tensors(one), tensors(other)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 def test_no_safetensors_goes_through_stock(written: Path, tmp_path: Path) -> None:
-    import torch
 
     loaded = load_model(str(written), tier="16bit", device_map=CPU)
     torch.save(loaded.model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -392,7 +390,6 @@ def test_an_error_while_quantising_is_the_one_shown(
     written: Path, monkeypatch: pytest.MonkeyPatch, tier: Tier
 ) -> None:
     import bitsandbytes as bnb
-    import torch
 
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError(
@@ -441,3 +438,28 @@ def test_release_frees_the_weights_though_the_record_lives_on(written: Path, tie
     # Even a reference to the module itself, as in a failed test's traceback, keeps no weight.
     assert [ref for ref in watched if ref() is not None] == []
     assert len(list(model.parameters())) == 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "path"),
+    [
+        (["cuda:0"] * 4, (0,)),
+        (["cuda:0", "cuda:0", "cuda:1", "cuda:1"], (0, 1, 0)),
+        (["cuda:2", "cuda:0", "cuda:1", "cuda:1"], (2, 0, 1, 2)),
+        (["cuda:1", "cpu", "cuda:1", "cuda:1"], (1,)),
+        (["cpu"] * 4, ()),
+    ],
+)
+def test_the_way_of_activations(
+    monkeypatch: pytest.MonkeyPatch, devices: list[str], path: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(LoadedModel, "layer_device", lambda _, index: torch.device(devices[index]))
+    loaded = LoadedModel(
+        model=None,
+        tokenizer=None,
+        architecture=SimpleNamespace(layers=4),  # type: ignore[arg-type]
+        plan=None,
+        placement=None,  # type: ignore[arg-type]
+        load=None,  # type: ignore[arg-type]
+    )
+    assert loaded.cuda_path == path

@@ -159,3 +159,11 @@ def test_a_changed_upload_fails(healthy: Make) -> None:
     records = interconnect.uploads(replace(report, uploads=(report.uploads[0], bad)))
     assert [record.outcome for record in records] == ["passed", "failed"]
     assert records[1].reason == "67,108,864 bytes from the host arrived changed on GPU 1"
+
+
+def test_a_slow_pair_counts_only_where_activations_take_it(healthy: Make) -> None:
+    slow = with_pair(healthy(4), 1, 2, gb_per_s=20.0)
+    assert interconnect.slow_hops(slow, (0, 1, 2, 3, 0)) == ["GPU 1 -> GPU 2"]
+    assert interconnect.slow_hops(slow, (0, 2, 1, 0)) == []
+    assert interconnect.slow_hops(healthy(4), (0, 1, 2, 3, 0)) == []
+    assert interconnect.slow_hops(healthy(1), (0,)) == []
