@@ -3,9 +3,11 @@
     python benchmarks/quick_runs.py --runs 20 --pairs 5 --out FILE.json
 
 Prints: how many of the runs were READY and the spread of every measured speed, from which the
-thresholds are set; the median ratio of a quick run to the bare process, in alternating pairs; what
-the NVML part adds to an empty run; free VRAM before and after; and whether the run's own process
-ever showed among the compute processes. Exit 1 if any run was not READY, or the process showed.
+thresholds are set; the median ratio of a quick run to the bare process, in alternating rounds, with
+every pytest plugin that is installed here and with none but ours and pytest-timeout; what an empty
+run takes, and what the NVML part adds to it; free VRAM before and after; and whether the run's own
+process ever showed among the compute processes. Exit 1 if any run was not READY, or the process
+showed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from typing import Any
 from pytest_multigpu.machine.nvml import open_nvml, read_machine
 
 QUICK = (sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-m", "quick", "-q")
+ALONE = ("-p", "pytest_multigpu.plugin", "-p", "pytest_timeout")
+"""With ``PYTEST_DISABLE_PLUGIN_AUTOLOAD``: the plugins of this image are nothing of ours."""
 BARE = (
     "import torch\n"
     "for i in range(torch.cuda.device_count()):\n"
@@ -43,13 +47,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     began = time.monotonic()
-    quick()  # the plan is known from an earlier run; caches are warm on both sides
+    timed_quick()  # the plan is known from an earlier run; caches are warm on both sides
     bare()
     before = [gpu.free_bytes for gpu in read_machine(os.environ).gpus]
     result: dict[str, Any] = {
         "gpus": [gpu.name for gpu in read_machine(os.environ).visible_gpus],
         "free_bytes_before": before,
-        "pairs_seconds": [],
+        "rounds_seconds": [],
         "runs": [],
     }
 
@@ -57,15 +61,20 @@ def main() -> int:
         """After every step: a run that is stopped from outside leaves what it knew."""
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
+    rounds = result["rounds_seconds"]
     for _ in range(options.pairs):
-        result["pairs_seconds"].append((quick().seconds, bare()))
+        rounds.append(
+            {"bare": bare(), "alone": timed_quick(alone=True), "as installed": timed_quick()}
+        )
         keep()
-        print("quick {:.2f} s, bare {:.2f} s".format(*result["pairs_seconds"][-1]), flush=True)
-    pairs = result["pairs_seconds"]
-    result["median_ratio"] = statistics.median(mine / other for mine, other in pairs)
-    empty, with_nvml = empty_runs(options.pairs)
+        print(*(f"{name} {seconds:.2f} s" for name, seconds in rounds[-1].items()), flush=True)
+    for name in ("alone", "as installed") if rounds else ():
+        ratio = statistics.median(each[name] / each["bare"] for each in rounds)
+        result[f"median_ratio_{name.replace(' ', '_')}"] = ratio
+        print(f"quick ({name}) / bare: {ratio:.2f}, median of {len(rounds)} rounds")
+    empty, with_nvml = empty_runs(max(1, options.pairs))
+    result["empty_run_seconds"] = empty
     result["nvml_adds_seconds"] = with_nvml - empty
-    print(f"quick / bare: {result['median_ratio']:.2f}, median of {len(pairs)} pairs")
     print(f"NVML adds {with_nvml - empty:.2f} s to an empty run of {empty:.2f} s", flush=True)
     runs: list[Run] = []
     while len(runs) < options.runs and time.monotonic() - began < options.seconds:
@@ -98,6 +107,16 @@ class Run:
     line: str
     speeds: dict[str, float]
     parent_had_a_context: bool
+
+
+def timed_quick(*, alone: bool = False) -> float:
+    """Seconds of a quick run as people make it, without a report."""
+    environ = {**os.environ, **({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if alone else {})}
+    began = time.monotonic()
+    subprocess.run(
+        [*QUICK, *(ALONE if alone else ())], env=environ, stdout=subprocess.DEVNULL, check=True
+    )
+    return time.monotonic() - began
 
 
 def quick() -> Run:
@@ -159,14 +178,14 @@ def empty_runs(times: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "test_empty.py").write_text("def test_empty(): pass\n")
         Path(folder, "test_nvml.py").write_text("def test_nvml(gpu_inventory): pass\n")
-        medians = []
         found: dict[str, list[float]] = {"test_empty.py": [], "test_nvml.py": []}
         for _ in range(times):
             for name, values in found.items():
                 began = time.monotonic()
                 subprocess.run(
-                    [sys.executable, "-m", "pytest", "-q", name],
+                    [sys.executable, "-m", "pytest", "-q", *ALONE, name],
                     cwd=folder,
+                    env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
                     stdout=subprocess.DEVNULL,
                     check=True,
                 )
