@@ -35,7 +35,8 @@ from typing import Any
 from pytest_multigpu.model.config import ResolvedModel, resolve_config
 from pytest_multigpu.model.loaded import LoadedModel, free_devices, release
 from pytest_multigpu.model.loading import load_model
-from pytest_multigpu.model.reader import ReadAhead, ReadJob
+from pytest_multigpu.model.read_jobs import ReadJob
+from pytest_multigpu.model.reader import ReadAhead
 from pytest_multigpu.model.safetensors_index import checkpoint_files, read_headers
 
 TIERS = ("16bit", "4bit", "8bit")

@@ -21,7 +21,8 @@ from ..units import MIB, gib
 from .matching import Target, match, targets_of
 from .progress_meter import Meter
 from .quantise import QuantiseInPlace, is_bitsandbytes, stored_bytes
-from .reader import ReadAhead, ReadJob
+from .read_jobs import ReadJob
+from .reader import ReadAhead
 from .safetensors_index import StoredTensor
 from .synthetic import SyntheticTensor, SyntheticWeights
 

@@ -6,17 +6,16 @@ May import records, errors, units and siblings; torch and transformers in functi
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import CheckpointError, LoadError, MultiGpuError, UsageError
+from ..errors import CheckpointError, LoadError, UsageError
 from ..records.model import LoadReport, PeakReading, PhasePeaks
 from ..records.plan import Architecture, Plan, Tier
 from ..records.progress import Progress
+from .failures import let_go, problem
 from .filling import STOCK, Filling
 from .loaded import LoadedModel, empty_caches, empty_modules, free_devices
 from .matching import missing_message, missing_tensors
@@ -111,19 +110,19 @@ def load_model(
             ),
         )
     except BaseException as error:
-        problem = _problem(error, filling, resolved.name)
-        _let_go(error)
+        shown = problem(error, filling.failure, resolved.name)
+        let_go(error)
         if filling.failure is not None:
-            _let_go(filling.failure)
+            let_go(filling.failure)
         filling.failure = None
         for module in held:
             empty_modules(module)
         held.clear()
         free_devices()
-        if problem is error:
+        if shown is error:
             raise
         # The frames are empty now: naming the cause shows its lines and keeps no tensor alive.
-        raise problem from (error if type(problem) is LoadError else None)
+        raise shown from (error if type(shown) is LoadError else None)
 
 
 def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
@@ -253,54 +252,6 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _problem(error: BaseException, filling: Filling, name: str) -> BaseException:
-    """The one error to show for ``error``; an interrupt stays what it is."""
-    if not isinstance(error, Exception):
-        return error
-    cause = filling.failure if isinstance(filling.failure, Exception) else error
-    if isinstance(cause, MultiGpuError):
-        return cause
-    if _is_out_of_memory(cause):
-        return LoadError(_out_of_memory(cause))
-    text = " ".join(str(cause).split())
-    return LoadError(f"{name}: {type(cause).__name__} while loading: {text[:500]}")
-
-
-def _let_go(error: BaseException) -> None:
-    """Empty the frames of ``error`` and of all that led to it: they hold the half-loaded model."""
-    waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while waiting:
-        each = waiting.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        traceback.clear_frames(each.__traceback__)
-        waiting += [each.__cause__, each.__context__]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error)
-
-
-def _out_of_memory(error: Exception) -> str:
-    """torch says: Tried to allocate 448.00 MiB. GPU 1 has a total capacity of 79.18 GiB of which
-    12.00 MiB is free."""
-    text = " ".join(str(error).split())
-    tried = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
-    gpu = re.search(r"GPU (\d+)", text)
-    free = re.search(r"of which ([\d.]+ \w+) is free", text)
-    where = f"GPU {gpu.group(1)}: " if gpu else ""
-    wanted = f": {tried.group(1)} wanted" if tried else ""
-    left = f", {free.group(1)} free" if free else ""
-    return (
-        f"{where}out of memory while loading{wanted}{left}; plan for the free memory or free it "
-        "(nvidia-smi shows who holds it)"
-    )
 
 
 def _cuda() -> Any:

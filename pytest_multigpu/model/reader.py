@@ -6,7 +6,7 @@ waits for the copy. So host memory is bounded by threads times chunk size. Tenso
 quantised land in a few scratch slots per device, which are handed on once quantised: the GPU
 never holds more than those in 16 bit, and the allocator is left without holes.
 
-Imports errors, units and the sibling index; torch in functions.
+Imports errors, units and the sibling :mod:`.read_jobs`; torch in functions.
 """
 
 from __future__ import annotations
@@ -14,63 +14,27 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError
 from ..units import MIB
-from .safetensors_index import TORCH_DTYPE, StoredTensor
+from .read_jobs import (
+    Lane,
+    PendingTensor,
+    ReadJob,
+    bytes_of,
+    flat_bytes,
+    memory,
+    pinned_memory,
+    typed,
+)
 
 THREADS = 16
 """8 threads reach half the rate of 16 from page cache (measured on 4 x H100)."""
 CHUNK_BYTES = 64 * MIB
 SLOTS = 2
 """One scratch slot is filled while the other is quantised."""
-
-
-@dataclass(eq=False)
-class ReadJob:
-    """One tensor to read."""
-
-    stored: StoredTensor
-    device: Any
-    """``torch.device``."""
-    quantised: bool
-    """Goes through a scratch slot of its device instead of staying where it lands."""
-    tensor: Any = None
-    """Set once it has a place; ``torch.Tensor`` of the stored dtype and shape."""
-    slot: int | None = None
-    left_bytes: int = 0
-    ready: threading.Event = field(default_factory=threading.Event)
-
-
-class PendingTensor:
-    """Stands for a tensor that is being read; answers as a safetensors slice does."""
-
-    def __init__(self, job: ReadJob, wait: Callable[[ReadJob], Any]) -> None:
-        self._job, self._wait = job, wait
-
-    def get_shape(self) -> list[int]:
-        return list(self._job.stored.shape)
-
-    def get_dtype(self) -> str:
-        return self._job.stored.dtype
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._wait(self._job)[key]
-
-
-class _Lane:
-    """Scratch slots of one device, handed out in the order of the jobs."""
-
-    def __init__(self, device: Any, slot_bytes: int, count: int) -> None:
-        self.waiting: deque[ReadJob] = deque()
-        self.buffers = [_memory(slot_bytes, device) for _ in range(count)]
-        self.free = deque(range(count))
-        self.after: list[Any] = [None] * count
-        """Per slot: the event after which it may be overwritten."""
 
 
 class ReadAhead:
@@ -103,7 +67,7 @@ class ReadAhead:
         self._stop = False
         self._error: BaseException | None = None
         self._files: dict[str, int] = {}
-        self._lanes: dict[Any, _Lane] = {}
+        self._lanes: dict[Any, Lane] = {}
         self._streams: dict[Any, Any] = {}
         self._workers: list[threading.Thread] = []
 
@@ -146,7 +110,7 @@ class ReadAhead:
                 for job in self._jobs
                 if job.quantised and job.device == device and job.stored.size_bytes
             ]
-            lane = _Lane(device, size, min(self._slots, len(mine)))
+            lane = Lane(device, size, min(self._slots, len(mine)))
             lane.waiting.extend(mine)
             self._lanes[device] = lane
 
@@ -232,7 +196,7 @@ class ReadAhead:
                     place = self._place(job)
                     if place is None:
                         return
-                    self._read(job, start, _bytes_of(place)[start : start + count])
+                    self._read(job, start, bytes_of(place)[start : start + count])
                 else:
                     if buffer is None:
                         buffer, view = self._pinned()
@@ -261,14 +225,14 @@ class ReadAhead:
             return job, start, count
 
     def _empty(self, job: ReadJob) -> None:
-        job.tensor = _typed(self._allocate(job), job.stored)
+        job.tensor = typed(self._allocate(job), job.stored)
         job.ready.set()
 
     def _pinned(self) -> tuple[Any, Any]:
         # Pinning enters the current device; device 0 may not be ours.
         with _cuda().device(next(iter(self._streams))):
-            buffer = _pinned_memory(self._chunk_bytes)
-        return buffer, _bytes_of(buffer)
+            buffer = pinned_memory(self._chunk_bytes)
+        return buffer, bytes_of(buffer)
 
     def _read(self, job: ReadJob, start: int, view: Any) -> None:
         stored = job.stored
@@ -297,27 +261,27 @@ class ReadAhead:
         with self._lock:
             while not self._stop:
                 if job.tensor is not None:
-                    return _flat(job.tensor)
+                    return flat_bytes(job.tensor)
                 if not job.quantised:
-                    job.tensor = _typed(self._allocate(job), job.stored)
+                    job.tensor = typed(self._allocate(job), job.stored)
                 else:
                     self._hand_out(self._lanes[job.device])
                     if job.tensor is None:
                         self._lock.wait()
             return None
 
-    def _hand_out(self, lane: _Lane) -> None:
+    def _hand_out(self, lane: Lane) -> None:
         """Free slots to the next jobs in order: out of order, two threads could wait for ever."""
         while lane.free and lane.waiting:
             job, slot = lane.waiting.popleft(), lane.free.popleft()
             job.slot = slot
             if lane.after[slot] is not None:
                 self._streams[job.device].wait_event(lane.after[slot])
-            job.tensor = _typed(lane.buffers[slot][: job.stored.size_bytes], job.stored)
+            job.tensor = typed(lane.buffers[slot][: job.stored.size_bytes], job.stored)
             self._lock.notify_all()
 
     def _allocate(self, job: ReadJob) -> Any:
-        tensor = _memory(job.stored.size_bytes, job.device)
+        tensor = memory(job.stored.size_bytes, job.device)
         if job.device.type == "cuda":
             # The allocator may hand out memory that work on the default stream still reads.
             self._streams[job.device].wait_stream(_cuda().default_stream(job.device))
@@ -344,32 +308,3 @@ def _cuda() -> Any:
     import torch
 
     return torch.cuda  # partly untyped
-
-
-def _memory(size_bytes: int, device: Any) -> Any:
-    import torch
-
-    return torch.empty(size_bytes, dtype=torch.uint8, device=device)
-
-
-def _pinned_memory(size_bytes: int) -> Any:
-    import torch
-
-    return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
-
-
-def _bytes_of(flat: Any) -> memoryview:
-    """The memory of a uint8 tensor on the host."""
-    return memoryview(flat.numpy())
-
-
-def _typed(flat: Any, stored: StoredTensor) -> Any:
-    import torch
-
-    return flat.view(getattr(torch, TORCH_DTYPE[stored.dtype])).view(stored.shape)
-
-
-def _flat(tensor: Any) -> Any:
-    import torch
-
-    return tensor.view(-1).view(torch.uint8)

@@ -16,8 +16,9 @@ import torch
 
 from pytest_multigpu.errors import CheckpointError, LoadError, UsageError
 from pytest_multigpu.model.config import ResolvedModel, resolve_config
+from pytest_multigpu.model.failures import out_of_memory
 from pytest_multigpu.model.loaded import LoadedModel, release
-from pytest_multigpu.model.loading import _out_of_memory, load_model
+from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.records.plan import Tier
 from pytest_multigpu.records.progress import Progress
 
@@ -407,8 +408,8 @@ def test_an_error_while_quantising_is_the_one_shown(
     )
 
 
-def test_an_out_of_memory_text_without_numbers() -> None:
-    assert _out_of_memory(RuntimeError("CUDA out of memory")) == (
+def test_anout_of_memory_text_without_numbers() -> None:
+    assert out_of_memory(RuntimeError("CUDA out of memory")) == (
         "out of memory while loading; plan for the free memory or free it (nvidia-smi shows who "
         "holds it)"
     )

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_multigpu.errors import CheckpointError
-from pytest_multigpu.model.reader import ReadAhead, ReadJob
+from pytest_multigpu.model.read_jobs import ReadJob
+from pytest_multigpu.model.reader import ReadAhead
 from pytest_multigpu.model.safetensors_index import StoredTensor
 
 
@@ -189,6 +190,7 @@ def test_through_pinned_buffers_to_two_gpus(
 ) -> None:
     import torch
 
+    from pytest_multigpu.model import read_jobs
     from pytest_multigpu.model import reader as module
 
     taken: list[tuple[Any, int]] = []
@@ -204,8 +206,9 @@ def test_through_pinned_buffers_to_two_gpus(
         return torch.zeros(size_bytes, dtype=torch.uint8)
 
     monkeypatch.setattr(module, "_cuda", FakeCuda)
-    monkeypatch.setattr(module, "_memory", memory)
-    monkeypatch.setattr(module, "_pinned_memory", pinned_memory)
+    monkeypatch.setattr(module, "memory", memory)
+    monkeypatch.setattr(read_jobs, "memory", memory)
+    monkeypatch.setattr(module, "pinned_memory", pinned_memory)
     sizes = [30, 7, 0, 64, 1, 64, 33, 12]
     work = jobs(tmp_path, sizes, quantised=quantised)
     for index, job in enumerate(work):

@@ -1,0 +1,63 @@
+"""What went wrong while loading, as the one error to show, and letting go of what it holds.
+
+May import errors; torch in functions.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+
+from ..errors import LoadError, MultiGpuError
+
+
+def problem(error: BaseException, noted: BaseException | None, name: str) -> BaseException:
+    """The one error to show for ``error``; an interrupt stays what it is.
+
+    :param noted: what really went wrong, where transformers only logged it.
+    :param name: the model's.
+    """
+    if not isinstance(error, Exception):
+        return error
+    cause = noted if isinstance(noted, Exception) else error
+    if isinstance(cause, MultiGpuError):
+        return cause
+    if _is_out_of_memory(cause):
+        return LoadError(out_of_memory(cause))
+    text = " ".join(str(cause).split())
+    return LoadError(f"{name}: {type(cause).__name__} while loading: {text[:500]}")
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames of ``error`` and of all that led to it: they hold the half-loaded model."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        traceback.clear_frames(each.__traceback__)
+        waiting += [each.__cause__, each.__context__]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error)
+
+
+def out_of_memory(error: Exception) -> str:
+    """torch says: Tried to allocate 448.00 MiB. GPU 1 has a total capacity of 79.18 GiB of which
+    12.00 MiB is free."""
+    text = " ".join(str(error).split())
+    tried = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+    gpu = re.search(r"GPU (\d+)", text)
+    free = re.search(r"of which ([\d.]+ \w+) is free", text)
+    where = f"GPU {gpu.group(1)}: " if gpu else ""
+    wanted = f": {tried.group(1)} wanted" if tried else ""
+    left = f", {free.group(1)} free" if free else ""
+    return (
+        f"{where}out of memory while loading{wanted}{left}; plan for the free memory or free it "
+        "(nvidia-smi shows who holds it)"
+    )
