@@ -42,7 +42,7 @@ def test_speed(
 ) -> list[Record]:
     """Prefill and decode, beside the floor that the measured memory bandwidth sets."""
     if not gpu_model.cuda_devices:
-        return judge_speed(generation_reading, gpu_model.placement, {})
+        return judge_speed(generation_reading, gpu_model.placement, {}, gpu_model.architecture)
     # Asked for only where there is a GPU: the worker would start for nothing.
     worker: WorkerReport = request.getfixturevalue("gpu_worker")
     return judge_speed(
@@ -53,6 +53,7 @@ def test_speed(
             for speed in worker.speeds
             if speed.memory_gb_per_s is not None
         },
+        gpu_model.architecture,
         throttled=throttled(
             generation_health.result(), {gpu.index: label(gpu) for gpu in gpu_inventory.gpus}
         ),

@@ -1,6 +1,5 @@
-"""Prefill and decode speed beside what memory bandwidth allows, and what holds it back.
-
-Imports units and records.
+"""Prefill and decode speed beside what memory bandwidth allows and what this software stack should
+reach, and what holds it back. Imports records and :mod:`..planning.speed`.
 """
 
 from __future__ import annotations
@@ -8,12 +7,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..planning.speed import step_seconds
 from ..records.check import Record
 from ..records.generation import GenerationReading, Timing
 from ..records.model import Placement
+from ..records.plan import Architecture
 
 CPU_BOUND: Final = 0.1
 """Waiting for the GPUs for less than this share of a step: Python is what takes the time."""
+SLOWER_THAN_STACK: Final = 1.5
+"""Times the expected step: above it something else than this stack holds decoding back."""
 TOO_FAST: Final = 1.1
 """Faster than the floor by more than this: the bandwidth or the clock is wrong."""
 
@@ -39,6 +42,7 @@ def judge_speed(
     reading: GenerationReading,
     placement: Placement,
     bandwidth: Mapping[str, float],
+    architecture: Architecture,
     *,
     throttled: Sequence[str] = (),
     slow_links: Sequence[str] = (),
@@ -67,7 +71,19 @@ def judge_speed(
         )
     )
     if any(device.device.startswith("cuda:") for device in placement.devices):
-        records.append(_floor(step, floor_seconds(placement, bandwidth), offloaded, cause))
+        floor = floor_seconds(placement, bandwidth)
+        records.append(_floor(step, floor, offloaded, cause))
+        launch = reading.launch_seconds
+        if floor is not None and launch is not None and not offloaded:
+            gpus = sum(device.device.startswith("cuda:") for device in placement.devices)
+            expected = step_seconds(
+                floor,
+                layers=architecture.layers,
+                tier=architecture.tier,
+                gpus=gpus,
+                launch_seconds=launch,
+            )
+            records.append(_stack(step, expected, launch, cause if warn else ""))
     return records
 
 
@@ -100,6 +116,23 @@ def _floor(step: float, floor: float | None, offloaded: bool, cause: str) -> Rec
             reason="faster than memory allows: the bandwidth or the clock is wrong",
         )
     return Record(name=name, outcome="passed", expected=expected, measured=measured, reason=cause)
+
+
+def _stack(step: float, expected: float, launch: float, cause: str) -> Record:
+    slow = step > SLOWER_THAN_STACK * expected
+    return Record(
+        name="decode beside this software stack",
+        outcome="warned" if slow else "passed",
+        expected=f"about {1 / expected:.1f} tokens/s at {launch * 1e6:.1f} us a kernel launch",
+        measured=f"{1 / step:.1f} tokens/s",
+        reason=f"a step takes {step / expected:.1f} times what transformers should need here"
+        + (f": {cause}" if cause else "")
+        if slow
+        else "",
+        remedy="look for other processes on these CPU cores (top) and GPUs (nvidia-smi)"
+        if slow and not cause
+        else "",
+    )
 
 
 def _cause(

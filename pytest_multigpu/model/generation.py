@@ -14,6 +14,8 @@ from ..records.generation import Agreement, GenerationReading, Timing
 from .loaded import LoadedModel
 
 NEW_TOKENS = 8
+LAUNCHES = 200
+"""Below the thousand or so that a GPU queues before Python has to wait."""
 SLOW_FIRST = 1.5
 """First pass over repeat: above this, attention is measured again without cuDNN."""
 CHAT = [{"role": "user", "content": "Say in one sentence why the sky is blue."}]
@@ -51,8 +53,9 @@ def read_generation(
     uncached = full_logits(loaded, (*ids, *first_tokens[:-1]))
     nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first_logits, len(ids) - 1)))
     agreement = compare(first_logits, uncached[len(ids) - 1 :], tolerance)
-    cudnn, without = None, None
+    cudnn, without, launch = None, None, None
     if loaded.cuda_devices:
+        launch = launch_seconds(loaded.cuda_devices[0])
         backends: Any = torch.backends.cuda  # partly untyped
         cudnn = bool(backends.cudnn_sdp_enabled())
         if cudnn and _slow(first, repeat):
@@ -70,6 +73,7 @@ def read_generation(
         first=first,
         repeat=repeat,
         cudnn_attention=cudnn,
+        launch_seconds=launch,
         without_cudnn=without,
     )
 
@@ -103,6 +107,24 @@ def generate(
         )
     tokens = tuple(int(token) for token in out.sequences[0, len(prompt) :])
     return tokens, torch.stack([logits[0] for logits in out.logits]), clock.timing()
+
+
+def launch_seconds(gpu: int) -> float:
+    """Seconds that Python takes to launch one elementwise kernel: the least of five runs.
+
+    :param gpu: CUDA index.
+    """
+    import torch
+
+    tensor = torch.zeros(1, device=f"cuda:{gpu}")
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize(gpu)
+        began = time.perf_counter()
+        for _ in range(LAUNCHES):
+            tensor.add_(1)
+        times.append((time.perf_counter() - began) / LAUNCHES)
+    return min(times)
 
 
 def full_logits(loaded: LoadedModel, text: Sequence[int]) -> Any:

@@ -1,11 +1,7 @@
 """What to rent: the configurations that fit, cheapest first.
 
-Speeds are estimates for transformers' ``generate``: a decode step takes the longer of reading all
-weights at ``EFFICIENCY`` of the data sheet's bandwidth and of the Python and kernel launch time
-for each layer, measured on H100s (``MS_PER_LAYER``: 16 bit 10.0 tokens/s on four GPUs and 12.4 on
-one H200, nf4 9.1, int8 1.8, for 80 layers; torch 2.11, transformers 5.17, bitsandbytes 0.50.2).
-Layers run one after the other, so more GPUs do not make one sequence faster. Imports records and
-its own part.
+Speeds are estimates for transformers' ``generate`` (:mod:`.speed`). Layers run one after the other,
+so more GPUs do not make one sequence faster. Imports records and its own part.
 """
 
 from __future__ import annotations
@@ -18,11 +14,8 @@ from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
 from .peaks import kv_bytes, replay
+from .speed import step_seconds
 
-EFFICIENCY = 0.8
-MS_PER_LAYER: dict[Tier, float] = {"16bit": 1.25, "8bit": 6.9, "4bit": 1.37, "cpu": 1.25}
-ONE_GPU_SHARE = 0.8
-"""One GPU needs no dispatch hooks: 12.4 against 10.0 tokens/s in 16 bit."""
 MAX_COUNT = 16
 
 
@@ -76,13 +69,12 @@ def runs_on(row: GpuType, architecture: Architecture) -> bool:
 
 
 def tokens_per_second(architecture: Architecture, row: GpuType, count: int) -> float:
-    """Estimated decode speed of one sequence; see the module's docstring."""
+    """Estimated decode speed of one sequence."""
     tables = sum(b.weights_bytes for b in architecture.blocks if b.kind == "embedding")
     if any(b.tied_to for b in architecture.blocks):
         tables = 0  # the head reads them
-    read = (architecture.weights_bytes - tables) / (row.bandwidth_gb_s * 1e9 * EFFICIENCY)
-    launch = architecture.layers * MS_PER_LAYER[architecture.tier] / 1e3
-    return 1 / max(read, launch * (ONE_GPU_SHARE if count == 1 else 1))
+    read = (architecture.weights_bytes - tables) / (row.bandwidth_gb_s * 1e9)
+    return 1 / step_seconds(read, layers=architecture.layers, tier=architecture.tier, gpus=count)
 
 
 def _fewest(

@@ -58,5 +58,7 @@ class GenerationReading:
     """The same lengths again."""
     cudnn_attention: bool | None = None
     """Was cuDNN attention allowed; None without CUDA."""
+    launch_seconds: float | None = None
+    """Of one elementwise kernel from Python: how fast this CPU feeds a GPU; None without CUDA."""
     without_cudnn: Timing | None = None
     """New lengths with cuDNN attention off; measured only if the first pass was slow."""

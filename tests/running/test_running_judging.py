@@ -15,6 +15,7 @@ from pytest_multigpu.judging.memory import (
     with_load,
 )
 from pytest_multigpu.judging.speed import floor_seconds, judge_speed
+from pytest_multigpu.planning.speed import step_seconds
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.generation import Agreement, GenerationReading, Timing
 from pytest_multigpu.records.memory import Leftover
@@ -183,7 +184,7 @@ def test_speed_tells_the_causes_apart() -> None:
     here, fast = placement(0, 1, 1, 1), {"cuda:0": 1e4, "cuda:1": 1e4}
 
     def decode(reading: GenerationReading, where: Placement = here, **more: list[str]) -> Record:
-        return by_name(judge_speed(reading, where, fast, **more))["decode speed"]
+        return by_name(judge_speed(reading, where, fast, architecture(), **more))["decode speed"]
 
     bound = replace(GOOD, repeat=timing(0.1, waiting=0.05))
     assert (decode(GOOD).outcome, decode(GOOD).reason, decode(GOOD).measured) == ("passed", "", 10)
@@ -192,10 +193,51 @@ def test_speed_tells_the_causes_apart() -> None:
     assert decode(GOOD, slow_links=["GPU 0 -> GPU 1"]).reason == "slow link: GPU 0 -> GPU 1"
     offloaded = decode(GOOD, placement(0, 0, 0, "cpu"))
     assert offloaded.outcome == "warned"
-    floor = by_name(judge_speed(GOOD, here, fast))["decode beside the bandwidth floor"]
+    floor = by_name(judge_speed(GOOD, here, fast, architecture()))[
+        "decode beside the bandwidth floor"
+    ]
     assert floor.measured == "10.0 tokens/s, 80% of it"
-    unknown = by_name(judge_speed(GOOD, here, {}))["decode beside the bandwidth floor"]
+    unknown = by_name(judge_speed(GOOD, here, {}, architecture()))[
+        "decode beside the bandwidth floor"
+    ]
     assert unknown.outcome == "unknown"
+
+
+def test_decode_beside_what_the_software_stack_needs() -> None:
+    here, fast = placement(0, 0, 0, 0), {"cuda:0": 1e12}
+    name = "decode beside this software stack"
+    expected = step_seconds(0.0, layers=4, tier="16bit", gpus=1, launch_seconds=12e-6)
+    assert expected == pytest.approx(2 * 4 * 1.25e-3 * 0.8)  # a CPU half as fast as the reference
+
+    def judged(step: float, **more: list[str]) -> Record:
+        reading = replace(GOOD, repeat=timing(step), launch_seconds=12e-6)
+        return by_name(judge_speed(reading, here, fast, architecture(), **more))[name]
+
+    at = judged(1.5 * expected)
+    assert (at.outcome, at.reason, at.remedy) == ("passed", "", "")
+    assert at.expected == "about 125.0 tokens/s at 12.0 us a kernel launch"
+    assert at.measured == "83.3 tokens/s"
+    over = judged(1.51 * expected)
+    assert over.outcome == "warned"
+    assert over.reason == "a step takes 1.5 times what transformers should need here"
+    assert over.remedy == "look for other processes on these CPU cores (top) and GPUs (nvidia-smi)"
+    known = judged(2 * expected, throttled=["GPU 0 (hardware thermal slowdown)"])
+    assert known.reason == (
+        "a step takes 2.0 times what transformers should need here: "
+        "throttled: GPU 0 (hardware thermal slowdown)"
+    )
+    assert known.remedy == ""
+    not_timed = judge_speed(GOOD, here, fast, architecture())
+    assert name not in by_name(not_timed)
+
+
+def test_weights_that_take_longer_to_read_than_to_launch_set_the_pace() -> None:
+    def step(read_seconds: float, gpus: int = 4) -> float:
+        return step_seconds(read_seconds, layers=80, tier="16bit", gpus=gpus)
+
+    assert step(0.0) == step(0.08) == pytest.approx(0.1)
+    assert step(0.084) == pytest.approx(0.105)
+    assert step(0.0, gpus=1) == pytest.approx(0.08)
 
 
 def peaks(used: int | None, allocated: int = 0, reserved: int = 0, phase: str = "decode"):  # type: ignore[no-untyped-def]  # noqa: ANN201
