@@ -26,7 +26,7 @@ from .progress import ProgressLine
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.fleet import fleet_lines
-from .report.json import ReportFile
+from .report.folder import ReportFile
 from .results import result_of, uncollected, with_reruns
 
 if TYPE_CHECKING:

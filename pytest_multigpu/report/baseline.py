@@ -5,16 +5,14 @@ Imports the pure rules of :mod:`pytest_multigpu.judging.baseline`.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UsageError
 from ..judging.baseline import dump_baselines, merged, parse_baselines
 from ..records.baseline import Baseline, Measurement
-from .json import write_json
+from .atomic import locked, write_json
 
 
 def read_baselines(path: Path) -> dict[str, Baseline]:
@@ -45,25 +43,17 @@ def update_baseline(path: Path, key: str, new: Iterable[Measurement]) -> Baselin
     :raises UsageError: damaged or unwritable file, or nothing to record.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The folder, not the file: the file is replaced while the lock is held.
-        folder = os.open(path.parent, os.O_RDONLY)
+        with locked(path.parent):
+            baselines = read_baselines(path)
+            baseline = merged(baselines.get(key), key, new)
+            if not baseline.values:
+                raise UsageError(
+                    "--gpu-baseline-update: this run measured nothing to record; run more than "
+                    "the quick checks"
+                )
+            write_json(path, dump_baselines({**baselines, key: baseline}))
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        baselines = read_baselines(path)
-        baseline = merged(baselines.get(key), key, new)
-        if not baseline.values:
-            raise UsageError(
-                "--gpu-baseline-update: this run measured nothing to record; run more than "
-                "the quick checks"
-            )
-        write_json(path, dump_baselines({**baselines, key: baseline}))
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        os.close(folder)
     return baseline
 
 

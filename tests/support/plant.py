@@ -337,7 +337,7 @@ def plant_generation(how: str) -> None:
 
 def plant_report_kill() -> None:
     """SIGKILL in the middle of the write of ``report.json`` that ends the third test."""
-    from pytest_multigpu.report.json import ReportFile
+    from pytest_multigpu.report.folder import ReportFile
 
     real = ReportFile.update
     ends = 0
