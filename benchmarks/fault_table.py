@@ -665,6 +665,32 @@ PROBES = [
         also=(r"probe\.safetensors: ",),
     ),
     probe(
+        "scores moved since an earlier run",
+        r"scores in cpu are not those of an earlier run; .* delete drift\.json",
+        prepare=files.earlier_scores(lambda values: [value + 1 for value in values]),
+        also=(),
+        fast=True,
+    ),
+    probe(
+        "scores reordered since an earlier run",
+        r"scores in cpu are not those of an earlier run",
+        prepare=files.earlier_scores(lambda values: values[::-1]),
+        also=(),
+    ),
+    probe(
+        "NaN in one text's score",
+        r"1 of 60 scores are no number",
+        ("scorer", {"mistake": "nan text"}),
+        also=(),
+    ),
+    probe(
+        "scores of an earlier run damaged",
+        r"report/drift\.json: is not JSON .*; repair it, move it away",
+        prepare=files.damaged_drift,
+        exit=4,
+        also=(),
+    ),
+    probe(
         "pickle that runs a command",
         r"detector\.pt: refused: it names the global 'posix\.system'",
         prepare=files.evil_probe,

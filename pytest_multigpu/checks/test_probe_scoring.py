@@ -6,16 +6,21 @@ Imports pytest, the probes' readings and their judges.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_multigpu.judging import probe as judge
+from pytest_multigpu.judging.drift import judge_drift
 from pytest_multigpu.probes import invariants, observe
+from pytest_multigpu.probes.drift import drift_between
 from pytest_multigpu.probes.observe import Observed
 from pytest_multigpu.probes.probe import Probe
 from pytest_multigpu.probes.scoring import score_chats
 from pytest_multigpu.records.check import Record
+
+if TYPE_CHECKING:
+    from pytest_multigpu.session import GpuSession
 
 pytestmark = pytest.mark.check(needs="model")
 
@@ -102,3 +107,11 @@ def test_by_way_of_the_host(gpu_model: Any, gpu_probe: Probe, observed: Observed
     """Activations copied through the host's memory give the same scores, to the bit."""
     reading = invariants.read_host_path(gpu_model.model, gpu_probe, observed)
     return judge.judge_shift(reading, (0.0, 0.0))
+
+
+def test_drift(
+    gpu_session: GpuSession, gpu_model: Any, gpu_probe: Probe, shift_limits: tuple[float, float]
+) -> list[Record]:
+    """Scores of a fixed text set, beside those of other tiers and earlier runs in drift.json."""
+    scores = gpu_session.score_texts()
+    return judge_drift(scores, gpu_session.earlier_scores, drift_between, shift_limits)

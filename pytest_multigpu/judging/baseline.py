@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from statistics import fmean, pstdev
 from typing import Any
 
 from ..errors import UsageError, shown
@@ -19,6 +20,7 @@ from ..records.baseline import (
     Tolerance,
 )
 from ..records.check import Record
+from ..records.drift import LARGEST, TextScores
 from ..records.report import CheckResult, RunReport
 from ..units import parse_size
 
@@ -31,7 +33,8 @@ def parse_rule(text: str | None) -> dict[Kind, Tolerance]:
     """``peak:2%+256MiB speed:10% load:20%`` as tolerances; a kind left out is not compared.
 
     A percentage is of the recorded value; after ``+``, or alone, an amount: a size for ``peak``,
-    seconds (``5s``) for ``load``, a number for ``speed`` (tokens/s) and ``score``.
+    seconds (``5s``) for ``load``, a number for ``speed`` (tokens/s) and ``score`` (standard
+    deviations of the text set's scores, since a probe's unit is its own).
 
     :param text: None is :data:`DEFAULT_RULE`.
     :raises UsageError: naming the part that cannot be read.
@@ -110,7 +113,7 @@ def _minor(version: str | None) -> str | None:
 def measurements(report: RunReport) -> dict[str, Measurement]:
     """What a finished run measured: peaks a phase and GPU, load time, speeds and scores.
 
-    Speeds are records in ``tokens/s``, scores records in ``score``; an unknown one is none.
+    Speeds are records in ``tokens/s``; an unknown one is none.
     """
     found = [
         Measurement(
@@ -126,15 +129,30 @@ def measurements(report: RunReport) -> dict[str, Measurement]:
         found.append(Measurement(name="load time", kind="load", value=report.load.seconds))
     for check in report.checks:
         for record in check.records:
-            kind: Kind | None = {"tokens/s": "speed", "score": "score"}.get(record.unit)  # type: ignore[assignment]
-            if kind is None or record.outcome == "unknown" or isinstance(record.measured, bool):
+            value = record.measured
+            if record.unit != "tokens/s" or record.outcome == "unknown" or isinstance(value, bool):
                 continue
-            if isinstance(record.measured, int | float):
-                value = float(record.measured)
+            if isinstance(value, int | float):
                 found.append(
-                    Measurement(name=record.name, kind=kind, value=value, device=record.device)
+                    Measurement(
+                        name=record.name, kind="speed", value=float(value), device=record.device
+                    )
                 )
+    found += [] if report.scores is None else _scores(report.scores)
     return {one.key: one for one in found}
+
+
+def _scores(scores: TextScores) -> list[Measurement]:
+    """Mean and deviation over the text set: a shift of all scores, and a stretch."""
+    usable = all(abs(value) < LARGEST for value in scores.values) and scores.differ
+    if not usable:
+        return []
+    spread = pstdev(scores.values)
+    of = f"{scores.texts}, probe {scores.probe[:8]}"
+    return [
+        Measurement(name=f"{what} of {of}", kind="score", value=value, spread=spread)
+        for what, value in (("mean score", fmean(scores.values)), ("score deviation", spread))
+    ]
 
 
 def compare(
@@ -213,7 +231,7 @@ def _unknown(name: str, reason: str, remedy: str) -> Record:
 
 
 def _judge(before: Measurement, now: Measurement, tolerance: Tolerance) -> Record:
-    slack = abs(before.value) * tolerance.fraction + tolerance.absolute
+    slack = abs(before.value) * tolerance.fraction + tolerance.absolute * before.spread
     change = now.value - before.value
     worse = {"speed": -change, "score": abs(change)}.get(before.kind, change)
     # A rounding error of the sum is not a regression.
@@ -288,7 +306,11 @@ def _measurement(row: Any, where: str, remedy: str) -> Measurement:
         )
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise UsageError(f"{where}: value is {_short(value)}, not a number; {remedy}")
-    return Measurement(name=name, kind=kind, value=float(value), device=device)
+    spread = row.get("spread", 1.0)
+    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 < spread < 1e300:
+        raise UsageError(f"{where}: spread is {_short(spread)}, not above zero; {remedy}")
+    spread = float(spread) if kind == "score" else 1.0
+    return Measurement(name=name, kind=kind, value=float(value), device=device, spread=spread)
 
 
 def _short(value: Any) -> str:
@@ -310,6 +332,7 @@ def dump_baselines(baselines: Mapping[str, Baseline]) -> dict[str, Any]:
                     "value": int(one.value) if one.kind == "peak" else one.value,
                     "unit": UNITS[one.kind],
                     "device": one.device,
+                    **({"spread": one.spread} if one.kind == "score" else {}),
                 }
                 for name, one in sorted(baseline.values.items())
             }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .check import Record
+from .drift import TextScores
 from .machine import Machine
 from .model import LoadReport, PhasePeaks, Placement
 from .plan import Plan
@@ -124,6 +125,8 @@ class RunReport:
     """Seconds since the epoch."""
     wall_seconds: float = 0.0
     peaks: tuple[PhasePeaks, ...] = ()
+    scores: TextScores | None = None
+    """Of the fixed text set; None if they were not asked for, or could not be had."""
     vram: tuple[VramSample, ...] = ()
     spans: tuple[Span, ...] = ()
     pods: tuple[Pod, ...] = ()

@@ -1,4 +1,5 @@
-"""The folder of ``--gpu-report``: ``report.json`` and ``device_map.json``, kept up to date.
+"""The folder of ``--gpu-report``: ``report.json`` and ``device_map.json``, kept up to date;
+``drift.json`` (:mod:`.drift`) stays from run to run.
 
 Imports records, errors and its neighbours in this package.
 """
@@ -12,9 +13,11 @@ from typing import Any
 from ..errors import UsageError
 from ..records.report import RunReport
 from .atomic import write_json
+from .drift import DRIFT_FILE
 from .json import SCHEMA, to_json
 
 REPORT_FILE, DEVICE_MAP_FILE, HTML_FILE = "report.json", "device_map.json", "report.html"
+_TEMPORARY = tuple(f".{name}." for name in (REPORT_FILE, DEVICE_MAP_FILE, DRIFT_FILE))
 
 
 class ReportFile:
@@ -31,7 +34,7 @@ class ReportFile:
                 # What an earlier run left must not pass for this one's.
                 (folder / name).unlink(missing_ok=True)
             for left in folder.glob(".*.tmp"):
-                if left.name.startswith((f".{REPORT_FILE}.", f".{DEVICE_MAP_FILE}.")):
+                if left.name.startswith(_TEMPORARY):
                     left.unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(

@@ -11,6 +11,7 @@ from ..records.machine import Machine
 from ..records.model import LoadReport, PhasePeaks, Placement
 from ..records.plan import Plan
 from ..records.report import CheckResult, RunReport, VramSample
+from .drift import scores_row
 
 SCHEMA = 1
 
@@ -38,6 +39,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "placement": _placement(report.placement),
         "checks": [row for check in report.checks for row in _check(check)],
         "peaks": [_phase(phase) for phase in report.peaks],
+        "scores": None if report.scores is None else scores_row(report.scores),
         "vram": _vram(report.vram),
         "spans": [{"nodeid": s.nodeid, "start": s.start, "end": s.end} for s in report.spans],
         "versions": dict(report.versions),

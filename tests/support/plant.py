@@ -505,6 +505,23 @@ def _half() -> None:
         _put(module, score_activations=always)
 
 
+def _nan_text() -> None:
+    """The first text of the text set has no score; every other scoring is sound."""
+    from pytest_multigpu.probes import drift, scoring
+
+    real = scoring.score_tokens
+
+    def spoiled(*arguments: Any, **options: Any) -> Any:
+        first, *others = real(*arguments, **options)
+        if calls:
+            return [first, *others]
+        calls.append(1)
+        return [dataclasses.replace(first, value=float("nan")), *others]
+
+    calls: list[int] = []
+    _put(drift, score_tokens=spoiled)
+
+
 _SCORERS: dict[str, Callable[[], None]] = {
     "off by one": _off_by_one,
     "batch row 0": _batch_row_0,
@@ -516,4 +533,5 @@ _SCORERS: dict[str, Callable[[], None]] = {
     "broken": _broken,
     "inverted": _inverted,
     "0.5": _half,
+    "nan text": _nan_text,
 }
