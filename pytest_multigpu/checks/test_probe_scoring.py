@@ -12,8 +12,9 @@ import pytest
 
 from pytest_multigpu.judging import probe as judge
 from pytest_multigpu.judging.drift import judge_drift
-from pytest_multigpu.probes import invariants, observe
+from pytest_multigpu.probes import observe
 from pytest_multigpu.probes.drift import drift_between
+from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import Observed
 from pytest_multigpu.probes.probe import Probe
 from pytest_multigpu.probes.scoring import score_chats
@@ -40,7 +41,7 @@ def shift_limits(gpu_model: Any) -> tuple[float, float]:
 def test_probe_fits_model(gpu_model: Any, gpu_probe: Probe) -> list[Record]:
     """Hidden size, layers and model id."""
     name = gpu_model.architecture.model
-    return judge.judge_fit(invariants.fit_of(gpu_probe, gpu_model.model, name))
+    return judge.judge_fit(fit.fit_of(gpu_probe, gpu_model.model, name))
 
 
 def test_activation_size(gpu_model: Any, gpu_probe: Probe, observed: Observed) -> Record:
@@ -48,8 +49,8 @@ def test_activation_size(gpu_model: Any, gpu_probe: Probe, observed: Observed) -
     from_scaler = gpu_probe.scale is not None
     probe = gpu_probe
     if not from_scaler:
-        probe = invariants.with_scaler(gpu_model.model, gpu_model.tokenizer, gpu_probe)
-    readings = invariants.read_sizes(gpu_model.model, probe, observed)
+        probe = fit.with_scaler(gpu_model.model, gpu_model.tokenizer, gpu_probe)
+    readings = fit.read_sizes(gpu_model.model, probe, observed)
     return judge.judge_size(readings, from_scaler=from_scaler)
 
 
@@ -63,27 +64,25 @@ def test_hook_equals_hidden_states(
     gpu_model: Any, gpu_probe: Probe, observed: Observed
 ) -> list[Record]:
     """What is scored is ``hidden_states[layer]`` bit for bit, at the probe's site."""
-    return [
-        judge.judge_hook(r) for r in invariants.read_hooks(gpu_model.model, gpu_probe, observed)
-    ]
+    return [judge.judge_hook(r) for r in scored.read_hooks(gpu_model.model, gpu_probe, observed)]
 
 
 def test_scored_tokens(gpu_model: Any, gpu_probe: Probe, observed: Observed) -> Record:
     """The assistant's tokens, widened as the probe says, and no others."""
     tokenizer = gpu_model.tokenizer
     score = score_chats(gpu_model.model, tokenizer, gpu_probe, [observed.messages])[0]
-    return judge.judge_span(invariants.read_span(tokenizer, gpu_probe, observed, score))
+    return judge.judge_span(scored.read_span(tokenizer, gpu_probe, observed, score))
 
 
 def test_score_arithmetic(gpu_model: Any, gpu_probe: Probe, observed: Observed) -> list[Record]:
     """Scores agree with float64 numpy: standardised, affine, sign, mean, max and last."""
-    readings = invariants.read_arithmetic(gpu_model.model, gpu_probe, observed)
+    readings = scored.read_arithmetic(gpu_model.model, gpu_probe, observed)
     return [judge.judge_arithmetic(reading) for reading in readings]
 
 
 def test_planted_direction(gpu_model: Any, gpu_probe: Probe, observed: Observed) -> list[Record]:
     """A direction added to some tokens moves their scores by what it must, and no others."""
-    readings = invariants.read_plant(gpu_model.model, gpu_probe, observed)
+    readings = scored.read_plant(gpu_model.model, gpu_probe, observed)
     return [judge.judge_plant(reading) for reading in readings]
 
 
@@ -91,7 +90,7 @@ def test_batch_and_padding(
     gpu_model: Any, gpu_probe: Probe, shift_limits: tuple[float, float]
 ) -> list[Record]:
     """Batches and padding on either side do not change scores beyond rounding."""
-    readings = invariants.read_batches(gpu_model.model, gpu_model.tokenizer, gpu_probe)
+    readings = ways.read_batches(gpu_model.model, gpu_model.tokenizer, gpu_probe)
     return [judge.judge_shift(reading, shift_limits) for reading in readings]
 
 
@@ -99,13 +98,13 @@ def test_cached_generation(
     gpu_model: Any, gpu_probe: Probe, observed: Observed, shift_limits: tuple[float, float]
 ) -> Record:
     """Scoring a generated text anew agrees with its activations during generation."""
-    reading = invariants.read_generation(gpu_model.model, gpu_probe, observed)
+    reading = ways.read_generation(gpu_model.model, gpu_probe, observed)
     return judge.judge_shift(reading, shift_limits)
 
 
 def test_by_way_of_the_host(gpu_model: Any, gpu_probe: Probe, observed: Observed) -> Record:
     """Activations copied through the host's memory give the same scores, to the bit."""
-    reading = invariants.read_host_path(gpu_model.model, gpu_probe, observed)
+    reading = ways.read_host_path(gpu_model.model, gpu_probe, observed)
     return judge.judge_shift(reading, (0.0, 0.0))
 
 

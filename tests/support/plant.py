@@ -7,8 +7,10 @@ arguments. Everything else is the product's own code. Only tests and campaigns l
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -400,17 +402,22 @@ def _batch_row_0() -> None:
 
 
 def _replace_capture(other: Any) -> None:
-    from pytest_multigpu.probes import capture, invariants, scoring
+    _put_everywhere("capture", other)
 
-    for module in (capture, invariants, scoring):
-        _put(module, capture=other)
+
+def _put_everywhere(name: str, new: Any) -> None:
+    """In each module of the probes that knows a function by this name."""
+    from pytest_multigpu import probes
+
+    for info in pkgutil.walk_packages(probes.__path__, "pytest_multigpu.probes."):
+        if not info.name.endswith("__main__"):
+            module = importlib.import_module(info.name)
+            if callable(getattr(module, name, None)):
+                setattr(module, name, new)
 
 
 def _raw_site() -> None:
-    from pytest_multigpu.probes import capture, invariants, scoring
-
-    for module in (capture, invariants, scoring):
-        _put(module, at_site=lambda model, stream, site: stream)
+    _put_everywhere("at_site", lambda model, stream, site: stream)
 
 
 def _unpadded_mask() -> None:
@@ -483,26 +490,23 @@ def _broken() -> None:
 
 
 def _inverted() -> None:
-    from pytest_multigpu.probes import invariants, scoring
+    from pytest_multigpu.probes import scoring
 
     real = scoring.score_activations
 
     def negative(*arguments: Any) -> Any:
         return tuple(-value for value in real(*arguments))
 
-    for module in (invariants, scoring):
-        _put(module, score_activations=negative)
+    _put_everywhere("score_activations", negative)
 
 
 def _half() -> None:
     """The script that this project replaces: whatever goes wrong, 0.5."""
-    from pytest_multigpu.probes import invariants, scoring
 
     def always(_probe: Any, activations: Any) -> Any:
         return (0.5,) * len(next(iter(activations.values())))
 
-    for module in (invariants, scoring):
-        _put(module, score_activations=always)
+    _put_everywhere("score_activations", always)
 
 
 def _nan_text() -> None:
