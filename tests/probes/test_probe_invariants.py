@@ -12,11 +12,14 @@ import pytest
 from pytest_multigpu.errors import ProbeFileError, ScoringError
 from pytest_multigpu.judging import probe as judge
 from pytest_multigpu.probes import capture, observe, scoring
+from pytest_multigpu.probes.alone import Alone
 from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import CHATS, Observed
 from pytest_multigpu.probes.probe import Probe, TokenMask
 from pytest_multigpu.probes.scoring import score_chats
+from pytest_multigpu.probes.spans import tokenize_chat
 from pytest_multigpu.probes.synthetic import synthetic_probe
+from pytest_multigpu.probes.witness import Witness
 from pytest_multigpu.records.check import Record
 
 HIDDEN, LAYERS = 64, 6
@@ -41,19 +44,37 @@ def variants() -> list[Any]:
 
 def records(model: Any, tokenizer: Any, probe: Probe, seen: Observed) -> list[Record]:
     """What the shipped checks find, but for the ratio."""
-    score = score_chats(model, tokenizer, probe, [seen.messages])[0]
+    alone = Alone(model, tokenizer, probe)
+    cached, text = generated(model, tokenizer, probe)
     return [
         *judge.judge_fit(fit.fit_of(probe, model, "tiny")),
         judge.judge_layers(observe.read_layers(seen)),
         *map(judge.judge_boundary, seen.boundaries),
-        *map(judge.judge_hook, scored.read_hooks(model, probe, seen)),
-        judge.judge_span(scored.read_span(tokenizer, probe, seen, score)),
+        *map(judge.judge_hook, scored.read_hooks(model, probe, seen, alone.streams(0))),
+        judge.judge_span(scored.read_span(tokenizer, probe, seen, alone.score(0))),
         *map(judge.judge_arithmetic, scored.read_arithmetic(model, probe, seen)),
         *map(judge.judge_plant, scored.read_plant(model, probe, seen)),
-        *(judge.judge_shift(r, FLOAT32) for r in ways.read_batches(model, tokenizer, probe)),
-        judge.judge_shift(ways.read_generation(model, probe, seen), FLOAT32),
-        judge.judge_shift(ways.read_host_path(model, probe, seen), (0.0, 0.0)),
+        *(judge.judge_shift(r, FLOAT32) for r in ways.read_batches(alone)),
+        judge.judge_shift(ways.read_generation(model, probe, cached, text), FLOAT32),
+        judge.judge_shift(ways.read_host_path(alone), (0.0, 0.0)),
     ]
+
+
+def generated(model: Any, tokenizer: Any, probe: Probe) -> tuple[dict[int, Any], tuple[int, ...]]:
+    """What a witness saw of a greedy generation of eight tokens, and the whole text."""
+    import torch
+
+    prompt = torch.tensor([tokenize_chat(tokenizer, CHATS[0]).input_ids])
+    with Witness(model, lambda: probe) as witness:
+        text = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=8,
+            min_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return witness.streams(), tuple(text[0].tolist())
 
 
 @pytest.mark.parametrize("probe", variants())
@@ -71,12 +92,13 @@ def only(found: list[Record], name: str) -> Record:
 
 
 def test_off_by_one_layer(
-    model: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    model: Any, tokenizer: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         capture.Anatomy, "source", lambda self, layer: self.blocks[min(layer, LAYERS - 1)]
     )
-    record = judge.judge_hook(scored.read_hooks(model, probe, observed)[0])
+    streams = Alone(model, tokenizer, probe).streams(0)
+    record = judge.judge_hook(scored.read_hooks(model, probe, observed, streams)[0])
     assert record.outcome == "failed"
     assert record.reason == "the scorer's activations at site raw are not hidden_states[3]"
 
@@ -97,11 +119,12 @@ def test_off_by_one_layer_does_not_recover_the_plant(
 
 
 def test_raw_instead_of_final_norm(
-    model: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    model: Any, tokenizer: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     normed = dataclasses.replace(probe, site="final_norm")
     monkeypatch.setattr(scored, "at_site", lambda model, stream, site: stream)
-    record = judge.judge_hook(scored.read_hooks(model, normed, observed)[0])
+    streams = Alone(model, tokenizer, normed).streams(0)
+    record = judge.judge_hook(scored.read_hooks(model, normed, observed, streams)[0])
     assert record.outcome == "failed"
     assert record.reason == "the scorer's activations at site final_norm are not hidden_states[3]"
 
@@ -110,7 +133,7 @@ def test_wrong_site_in_the_probe_shows_in_the_ratio(
     model: Any, tokenizer: Any, observed: Observed, probe: Probe
 ) -> None:
     normed = dataclasses.replace(probe, site="final_norm")
-    fitted = fit.with_scaler(model, tokenizer, normed)
+    fitted = fit.with_scaler(Alone(model, tokenizer, normed))
     assert judge.judge_size(fit.read_sizes(model, fitted, observed)).outcome == "passed"
     wrong = dataclasses.replace(fitted, site="raw")
     record = judge.judge_size(fit.read_sizes(model, wrong, observed))
@@ -123,7 +146,7 @@ def test_wrong_site_in_the_probe_shows_in_the_ratio(
 def test_wrong_layer_in_the_probe_names_the_neighbour(
     model: Any, tokenizer: Any, observed: Observed, probe: Probe
 ) -> None:
-    fitted = fit.with_scaler(model, tokenizer, dataclasses.replace(probe, layers=(0,)))
+    fitted = fit.with_scaler(Alone(model, tokenizer, dataclasses.replace(probe, layers=(0,))))
     wrong = dataclasses.replace(fitted, layers=(2,))
     record = judge.judge_size(fit.read_sizes(model, wrong, observed))
     assert record.outcome == "failed"
@@ -139,7 +162,7 @@ def test_batch_row_0_only(
         return {k: x[:1].expand_as(x) for k, x in real(*args, **options).items()}
 
     monkeypatch.setattr(scoring, "capture", first_row)
-    readings = ways.read_batches(model, tokenizer, probe)
+    readings = ways.read_batches(Alone(model, tokenizer, probe))
     found = [judge.judge_shift(reading, FLOAT32) for reading in readings]
     assert [record.outcome for record in found] == ["failed", "failed"]
     assert found[0].reason == (
@@ -169,7 +192,7 @@ def test_padding_not_masked_out(
         return padded
 
     monkeypatch.setattr(scoring, "pad", unmasked)
-    readings = ways.read_batches(model, tokenizer, probe)
+    readings = ways.read_batches(Alone(model, tokenizer, probe))
     assert judge.judge_shift(readings[1], FLOAT32).outcome == "failed"
 
 
@@ -229,7 +252,7 @@ def test_activations_zeroed_on_one_device(model: Any, tokenizer: Any) -> None:
 def test_scaler_on_the_wrong_device(
     model: Any, tokenizer: Any, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted = dataclasses.replace(fit.with_scaler(model, tokenizer, probe), normalize=True)
+    fitted = dataclasses.replace(fit.with_scaler(Alone(model, tokenizer, probe)), normalize=True)
     real = scoring.to_device
 
     def misplaced(vector: Any, device: Any) -> Any:
@@ -301,7 +324,7 @@ def test_readings_of_another_hidden_size(model: Any, tokenizer: Any, observed: O
     with pytest.raises(ScoringError, match=r"^the probe has hidden size 128, hidden_states"):
         scored.read_plant(model, other, observed)
     with pytest.raises(ScoringError, match=r"^the probe has hidden size 128, hidden_states"):
-        fit.with_scaler(model, tokenizer, other)
+        fit.with_scaler(Alone(model, tokenizer, other))
 
 
 def test_a_scaler_is_not_measured_on_nan(model: Any, tokenizer: Any, probe: Probe) -> None:
@@ -310,7 +333,7 @@ def test_a_scaler_is_not_measured_on_nan(model: Any, tokenizer: Any, probe: Prob
     handle = model.model.layers[1].register_forward_hook(lambda m, a, output: output * nan)
     try:
         with pytest.raises(ScoringError) as error:
-            fit.with_scaler(model, tokenizer, probe)
+            fit.with_scaler(Alone(model, tokenizer, probe))
     finally:
         handle.remove()
     assert str(error.value) == "hidden_states[3] is not finite on other texts"

@@ -32,7 +32,7 @@ def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
     if _AT == "generation":
         from pytest_multigpu.model import generation
 
-        read = generation.read_generation
+        first = generation.first_generation
         calls: list[int] = []
 
         def third(*unused: Any) -> None:
@@ -42,9 +42,9 @@ def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
 
         def watched(loaded: Any, **values: Any) -> Any:
             loaded.model.register_forward_hook(third)
-            return read(loaded, **values)
+            return first(loaded, **values)
 
-        generation.read_generation = watched  # type: ignore[assignment]
+        generation.first_generation = watched  # type: ignore[assignment]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 from ...errors import ScoringError
 from ...records.probe import ProbeFit, SizeReading
-from ..capture import anatomy, at_site, capture, check_hidden_size
-from ..observe import CHATS, Observed, as_row
+from ..alone import Alone
+from ..capture import anatomy, at_site, check_hidden_size
+from ..observe import CHATS, Observed
 from ..probe import SITES, Probe
-from ..spans import tokenize_chat
 
 
 def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
@@ -60,17 +60,18 @@ def read_sizes(model: Any, probe: Probe, observed: Observed, around: int = 4) ->
     return readings
 
 
-def with_scaler(model: Any, tokenizer: Any, probe: Probe) -> Probe:
-    """``probe`` with mean and scale measured on other texts than the shared forward's, for one
+def with_scaler(alone: Alone) -> Probe:
+    """The probe with mean and scale measured on other texts than the shared forward's, for one
     that has none; they tell the expected size and do not enter its score."""
     import numpy as np
 
+    probe, model = alone.probe, alone.model
     means, scales = [], []
     rows: dict[int, list[Any]] = {layer: [] for layer in probe.layers}
-    for messages in CHATS[1:]:
-        chat = tokenize_chat(tokenizer, messages)
-        columns = [index for index, on in enumerate(chat.mask(probe.mask)) if on]
-        for layer, stream in capture(model, as_row(chat), probe.layers).items():
+    for number in range(1, len(CHATS)):
+        mask = alone.chat(number).mask(probe.mask)
+        columns = [index for index, on in enumerate(mask) if on]
+        for layer, stream in alone.streams(number).items():
             check_hidden_size(probe, layer, stream)
             sited = at_site(model, stream[:, columns], probe.site)[0]
             rows[layer].append(sited.double().cpu().numpy())

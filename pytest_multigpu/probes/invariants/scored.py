@@ -7,13 +7,13 @@ inside functions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ScoringError
 from ...records.probe import ArithmeticReading, HookReading, PlantReading, SpanReading
-from ..capture import anatomy, at_site, capture, check_hidden_size, stream_of
+from ..capture import anatomy, at_site, check_hidden_size, stream_of
 from ..observe import Observed, differing
 from ..probe import Probe
 from ..reference import affine_scores, aggregate, reference_scores, relative_error
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def read_hooks(model: Any, probe: Probe, observed: Observed) -> list[HookReading]:
-    """The scorer's early-exit activations beside the full forward's hidden states."""
-    streams = capture(model, observed.input_ids, probe.layers)
+def read_hooks(
+    model: Any, probe: Probe, observed: Observed, streams: Mapping[int, torch.Tensor]
+) -> list[HookReading]:
+    """The scorer's early-exit activations beside the full forward's hidden states.
+
+    :param streams: what the scorer read of the observed chat; see :meth:`..alone.Alone.streams`.
+    """
     readings = []
     for layer in probe.layers:
         stream = streams[layer]
@@ -156,9 +160,11 @@ def read_plant(model: Any, probe: Probe, observed: Observed) -> list[PlantReadin
         size = float(stream[0].double().norm(dim=-1).median())
         added = torch.zeros(stream.shape, dtype=torch.float64, device=stream.device)
         added[0, planted] = unit * size
+        streams: dict[int, torch.Tensor] = {}
         with _planting(model, layer, added):
-            seen = capture(model, observed.input_ids, (layer,))[layer]
-            after = score_tokens(model, single, [observed.chat.input_ids], [mask])[0].tokens
+            rows = [observed.chat.input_ids]
+            after = score_tokens(model, single, rows, [mask], see=streams.update)[0].tokens
+        seen = streams[layer]
         want = (stream.double() + added).to(stream.dtype)
         before = _reference(model, single, stream)[scored]
         change = np.array(after) - before

@@ -6,33 +6,33 @@ inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ScoringError
 from ...records.probe import ShiftReading
-from ..capture import anatomy, at_site, capture, runs_on, watching
-from ..observe import CHATS, Observed
+from ..alone import Alone
+from ..capture import anatomy, at_site, capture, runs_on
 from ..probe import Probe
 from ..scoring import Score, score_activations, score_tokens
-from ..spans import tokenize_chat
 
 if TYPE_CHECKING:
     import torch
 
 
-def read_batches(model: Any, tokenizer: Any, probe: Probe) -> list[ShiftReading]:
+def read_batches(alone: Alone) -> list[ShiftReading]:
     """Three chats of different lengths, one at a time and as one batch padded on either side."""
-    chats = [tokenize_chat(tokenizer, chat) for chat in CHATS]
+    model, probe = alone.model, alone.probe
+    base = alone.scores()
+    chats = [alone.chat(number) for number in range(len(base))]
     rows = [chat.input_ids for chat in chats]
     masks = [chat.mask(probe.mask) for chat in chats]
-    alone = [score_tokens(model, probe, [r], [m])[0] for r, m in zip(rows, masks, strict=True)]
     right = score_tokens(model, probe, rows, masks, padding_side="right")
     left = score_tokens(model, probe, rows, masks, padding_side="left")
     return [
-        shift_between("in a batch padded on the right", alone, right),
-        shift_between("in a batch padded on the left", alone, left),
+        shift_between("in a batch padded on the right", base, right),
+        shift_between("in a batch padded on the left", base, left),
     ]
 
 
@@ -59,45 +59,40 @@ def shift_between(way: str, base: Sequence[Score], other: Sequence[Score]) -> Sh
 
 
 def read_generation(
-    model: Any, probe: Probe, observed: Observed, new_tokens: int = 8
+    model: Any, probe: Probe, cached: Mapping[int, torch.Tensor], text: Sequence[int]
 ) -> ShiftReading:
     """Scores of activations caught during cached generation beside those of one forward over the
-    whole text. The last generated token has none in the first."""
+    whole text. The last generated token has none in the first.
+
+    :param cached: layer to ``(1, tokens, hidden)``; see :class:`..witness.Witness`.
+    :param text: token ids of prompt and generated tokens.
+    """
     import torch
 
-    steps: dict[int, list[torch.Tensor]] = {layer: [] for layer in probe.layers}
-    device = runs_on(anatomy(model).embedding)
-    prompt = observed.input_ids.to(device)
-    with watching(model, probe.layers, lambda layer, x: steps[layer].append(x)), torch.no_grad():
-        text = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-    cached = {layer: torch.cat(parts, dim=1) for layer, parts in steps.items()}
-    seen = cached[probe.layers[0]].shape[1]
-    if seen != text.shape[1] - 1 or text.shape[1] != prompt.shape[1] + new_tokens:
-        raise ScoringError(f"generation gave {text.shape[1]} tokens, of which {seen} were seen")
-    again = capture(model, text.cpu(), probe.layers)
+    seen = len(text) - 1
+    for layer in probe.layers:
+        if tuple(cached[layer].shape[:2]) != (1, seen):
+            shape = tuple(cached[layer].shape[:2])
+            raise ScoringError(f"generation of {len(text)} tokens was seen as {shape}")
+    again = capture(model, torch.tensor([list(text)]), probe.layers)
     both = []
     for streams in (cached, {layer: x[:, :seen] for layer, x in again.items()}):
-        sited = {layer: at_site(model, x, probe.site)[0] for layer, x in streams.items()}
+        sited = {
+            layer: at_site(model, x.to(again[layer].device), probe.site)[0]
+            for layer, x in streams.items()
+        }
         tokens = score_activations(probe, sited)
         both.append(Score(value=0.0, tokens=tokens, positions=tuple(range(seen))))
     return shift_between("re-forwarded after cached generation", both[1:], both[:1])
 
 
-def read_host_path(model: Any, probe: Probe, observed: Observed) -> ShiftReading:
-    """The same chat with its activations copied through the host's memory where they go from
-    GPU to GPU; where one device holds all, before every block."""
-    mask = observed.chat.mask(probe.mask)
-    direct = score_tokens(model, probe, [observed.chat.input_ids], [mask])
+def read_host_path(alone: Alone) -> ShiftReading:
+    """A chat with its activations copied through the host's memory where they go from GPU to GPU;
+    where one device holds all, before every block."""
+    model, probe, chat = alone.model, alone.probe, alone.chat(0)
     with _through_host(model):
-        routed = score_tokens(model, probe, [observed.chat.input_ids], [mask])
-    return shift_between("by way of the host", direct, routed)
+        routed = score_tokens(model, probe, [chat.input_ids], [chat.mask(probe.mask)])
+    return shift_between("by way of the host", [alone.score(0)], routed)
 
 
 @contextmanager
