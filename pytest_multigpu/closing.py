@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import UsageError
-from .judging.baseline import check_run, key_of, measurements, parse_rule
+from .judging.baseline import check_run, key_of, measurements
+from .judging.baseline_rule import parse_rule
 from .judging.fleet import decide_fleet
 from .judging.skips import ExpectedSkips, judge_skips, parse_expected_skips
 from .judging.verdict import decide

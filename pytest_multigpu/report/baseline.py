@@ -1,6 +1,6 @@
 """The baseline file: read whole, updated key by key, replaced atomically.
 
-Imports the pure rules of :mod:`pytest_multigpu.judging.baseline`.
+Imports the pure rules of :mod:`pytest_multigpu.judging.baseline` and its file's form.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UsageError
-from ..judging.baseline import dump_baselines, merged, parse_baselines
+from ..judging.baseline import merged
+from ..judging.baseline_file import dump_baselines, parse_baselines
 from ..records.baseline import Baseline, Measurement
 from .atomic import locked, write_json
 

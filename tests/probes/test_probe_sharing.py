@@ -66,6 +66,11 @@ def test_a_failed_forward_has_neither(model: Any, tokenizer: Any) -> None:
             ask(0)
 
 
+def hooks(model: Any) -> list[int]:
+    """transformers leaves some of its own."""
+    return [len(module._forward_hooks) for module in model.modules()]
+
+
 def generate(model: Any) -> None:
     import torch
 
@@ -77,22 +82,24 @@ def generate(model: Any) -> None:
 
 def test_a_witness_sees_every_forward_and_leaves_no_hook(model: Any) -> None:
     probe = synthetic_probe(HIDDEN, LAYERS, layers=(0, 3))
+    before = hooks(model)
     with Witness(model, lambda: probe) as witness:
         generate(model)
     assert {layer: tuple(x.shape) for layer, x in witness.streams().items()} == {
         0: (1, 6, HIDDEN),
         3: (1, 6, HIDDEN),
     }
-    assert not any(module._forward_hooks for module in model.modules())
+    assert hooks(model) == before
 
 
 def test_a_probe_that_does_not_fit_disturbs_nothing(model: Any) -> None:
     deep = synthetic_probe(HIDDEN, 80, layers=(2, 22))
+    before = hooks(model)
     with Witness(model, lambda: deep) as witness:
         generate(model)
     with pytest.raises(ScoringError, match=r"^layer 22 is out of range"):
         witness.streams()
-    assert not any(module._forward_hooks for module in model.modules())
+    assert hooks(model) == before
 
 
 def test_a_probe_that_cannot_be_read_disturbs_nothing(model: Any) -> None:

@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 from report_examples import check, four_h100s, speed, text_scores
 
 from pytest_multigpu.errors import UsageError
-from pytest_multigpu.judging.baseline import (
-    check_run,
-    compare,
-    dump_baselines,
-    key_of,
-    measurements,
-    merged,
-    parse_baselines,
-    parse_rule,
-)
+from pytest_multigpu.judging.baseline import check_run, compare, key_of, measurements, merged
+from pytest_multigpu.judging.baseline_file import dump_baselines, parse_baselines
+from pytest_multigpu.judging.baseline_rule import parse_rule
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.baseline import Baseline, Kind, Measurement, Tolerance
 from pytest_multigpu.records.check import Record
