@@ -115,7 +115,7 @@ class RunReport:
     """As observed after loading."""
     checks: tuple[CheckResult, ...] = ()
     running: str | None = None
-    """Node id of the test that runs now; in a finished report None."""
+    """Node id of the test that runs now, or is about to; in a finished report None."""
     tier_asked: str = "auto"
     tier: str | None = None
     """The tier that was checked; None if none was chosen yet or none fits."""
