@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import UsageError
+from .files import read_text, why_unread
 from .judging.baseline import check_run, key_of, measurements
 from .judging.baseline_rule import parse_rule
 from .judging.fleet import decide_fleet
@@ -40,9 +41,10 @@ def read_expected_skips(path: Path | None) -> ExpectedSkips | None:
     if path is None:
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--gpu-expected-skips: {path}: cannot be read: {error}") from None
+        why = why_unread(error)
+        raise UsageError(f"--gpu-expected-skips: {path}: cannot be read: {why}") from None
     return parse_expected_skips(text, str(path))
 
 

@@ -38,3 +38,8 @@ def read_text(path: Path) -> str:
     """
     check_regular(path)
     return path.read_text(encoding="utf-8")
+
+
+def why_unread(error: Exception) -> str:
+    """The system's reason alone: its number and the path are no help to anybody."""
+    return str(getattr(error, "strerror", None) or error)

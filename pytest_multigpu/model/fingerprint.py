@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import check_regular
 from .safetensors_index import checkpoint_files
 
 _SAMPLES = 16
@@ -30,6 +31,7 @@ def fingerprint(folder: Path) -> str:
     found = hashlib.sha256()
     for path in sorted(files):
         try:
+            check_regular(path)
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 found.update(f"{path.name} {size}\n".encode())

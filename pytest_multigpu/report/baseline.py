@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import read_text
 from ..judging.baseline import merged
 from ..judging.baseline_file import dump_baselines, parse_baselines
 from ..records.baseline import Baseline, Measurement
@@ -22,7 +23,7 @@ def read_baselines(path: Path) -> dict[str, Baseline]:
     :raises UsageError: unreadable or damaged; the text names file and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         return {}
     except OSError as error:

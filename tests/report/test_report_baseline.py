@@ -314,7 +314,10 @@ def test_unreadable_files(tmp_path: Path, content: bytes, message: str) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_baselines(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: cannot be read (Is a directory); name another file"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: cannot be read (it is a folder, not a regular file); name another file"
+    )
     (tmp_path / "f").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written \(.*\); name another file$"):
         update_baseline(tmp_path / "f" / "b.json", KEY, [SPEED])
