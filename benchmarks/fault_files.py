@@ -106,6 +106,12 @@ def pad(where: Path) -> None:
         stream.write(bytes(4096))
 
 
+def pipe(where: Path) -> None:
+    """Whoever opens it waits for somebody to write."""
+    (where / SHARD).unlink()
+    os.mkfifo(where / SHARD)
+
+
 def pointer(where: Path) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (where / SHARD).write_text(text)

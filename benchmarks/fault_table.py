@@ -320,6 +320,11 @@ CHECKPOINTS = [
     shard("shard truncated", r"model-00002-of-00003\.safetensors is truncated", files.cut),
     shard("shard padded", r"model-00002-of-00003\.safetensors is padded", files.pad),
     shard(
+        "shard is a named pipe",
+        r"model-00002-of-00003\.safetensors cannot be read \(it is a named pipe, not a regular",
+        files.pipe,
+    ),
+    shard(
         "shard is an LFS pointer",
         r"00002-of-00003\.safetensors is a Git LFS pointer",
         files.pointer,
