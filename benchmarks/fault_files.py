@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pickle
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,12 @@ def pad(where: Path) -> None:
         stream.write(bytes(4096))
 
 
+def pipe(where: Path) -> None:
+    """Whoever opens it waits for somebody to write."""
+    (where / SHARD).unlink()
+    os.mkfifo(where / SHARD)
+
+
 def pointer(where: Path) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (where / SHARD).write_text(text)
@@ -192,6 +200,48 @@ def evil_probe(folder: Path) -> Values:
     path = folder / "detector.pt"
     path.write_bytes(pickle.dumps({"layers": [3], "directions": _Runs(f"touch {folder}/ran")}))
     return {"probe": str(path)}
+
+
+def earlier_scores(change: Callable[[list[float]], list[float]]) -> Callable[[Path], None]:
+    """``drift.json`` of an earlier run of the cpu tier, whose scores were others."""
+
+    def prepare(folder: Path) -> None:
+        (row,) = json.loads(_first_drift())["scores"]
+        row |= {"values": change(row["values"]), "when": 1.0}
+        where = folder / "report"
+        where.mkdir()
+        (where / "drift.json").write_text(json.dumps({"schema": 1, "scores": [row]}))
+
+    return prepare
+
+
+def damaged_drift(folder: Path) -> None:
+    """``drift.json`` cut short."""
+    where = folder / "report"
+    where.mkdir()
+    (where / "drift.json").write_text('{"schema": 1, "scores": [')
+
+
+_SCORING = threading.Lock()
+
+
+def _first_drift() -> str:
+    """What a run of the cpu tier keeps; scored once, whichever run needs it first."""
+    with _SCORING:
+        return _scored_drift()
+
+
+@functools.cache
+def _scored_drift() -> str:
+    from pytest_multigpu.options import CPU_MODEL, Settings
+    from pytest_multigpu.report.drift import to_json
+    from pytest_multigpu.session import GpuSession
+
+    session = GpuSession(Settings(tier="cpu", model=CPU_MODEL), os.environ)
+    try:
+        return json.dumps(to_json([session.score_texts()]))
+    finally:
+        session.close()
 
 
 def text(**files: str) -> Callable[[Path], None]:

@@ -320,6 +320,11 @@ CHECKPOINTS = [
     shard("shard truncated", r"model-00002-of-00003\.safetensors is truncated", files.cut),
     shard("shard padded", r"model-00002-of-00003\.safetensors is padded", files.pad),
     shard(
+        "shard is a named pipe",
+        r"model-00002-of-00003\.safetensors cannot be read \(it is a named pipe, not a regular",
+        files.pipe,
+    ),
+    shard(
         "shard is an LFS pointer",
         r"00002-of-00003\.safetensors is a Git LFS pointer",
         files.pointer,
@@ -621,7 +626,7 @@ PROBES = [
         "every score is 0.5",
         r"the score differs from a float64 computation of it",
         ("scorer", {"mistake": "0.5"}),
-        also=(r"planted tokens' scores do not move", r"all tokens have the same score"),
+        also=(r"planted tokens' scores do not move", r"all (tokens|texts) have the same score"),
     ),
     probe(
         "probe of another hidden size",
@@ -663,6 +668,32 @@ PROBES = [
         prepare=files.cut_probe,
         args="--gpu-probe={probe}",
         also=(r"probe\.safetensors: ",),
+    ),
+    probe(
+        "scores moved since an earlier run",
+        r"scores in cpu are not those of an earlier run; .* delete drift\.json",
+        prepare=files.earlier_scores(lambda values: [value + 1 for value in values]),
+        also=(),
+        fast=True,
+    ),
+    probe(
+        "scores reordered since an earlier run",
+        r"scores in cpu are not those of an earlier run",
+        prepare=files.earlier_scores(lambda values: values[::-1]),
+        also=(),
+    ),
+    probe(
+        "NaN in one text's score",
+        r"1 of 60 scores are no number",
+        ("scorer", {"mistake": "nan text"}),
+        also=(),
+    ),
+    probe(
+        "scores of an earlier run damaged",
+        r"report/drift\.json: is not JSON .*; repair it, move it away",
+        prepare=files.damaged_drift,
+        exit=4,
+        also=(),
     ),
     probe(
         "pickle that runs a command",

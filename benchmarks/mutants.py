@@ -70,6 +70,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.simulate": (f"{_PLAN}catalogue.py",),
     "judging.verdict": ("tests/report/test_report_verdict.py",),
     "judging.baseline": ("tests/report/test_report_baseline.py",),
+    "judging.baseline_file": ("tests/report/test_report_baseline.py",),
+    "judging.baseline_rule": ("tests/report/test_report_baseline.py",),
+    "judging.drift": ("tests/judging/test_judging_drift.py",),
     "judging.plan": ("tests/judging/test_judging_plan.py",),
     "judging.vram": ("tests/judging/test_judging_vram.py", "tests/judging/test_judging_machine.py"),
 }

@@ -8,23 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import UsageError
-from .judging.baseline import check_run, key_of, measurements, parse_rule
+from .files import read_text, why_unread
+from .judging.baseline import check_run, key_of, measurements
+from .judging.baseline_rule import parse_rule
 from .judging.fleet import decide_fleet
 from .judging.skips import ExpectedSkips, judge_skips, parse_expected_skips
 from .judging.verdict import decide
 from .options import Settings
 from .records.report import RunReport
 from .report.baseline import read_baselines, update_baseline
+from .report.drift import DRIFT_FILE, keep_scores, read_drift
 
 
 def check_inputs(settings: Settings) -> None:
-    """Find bad baseline options before the run, not after it.
+    """Find bad baseline options, and damaged files of earlier runs, before the run.
 
     :raises UsageError: a rule or a file that cannot be read.
     """
     parse_rule(settings.baseline_rule)
     if settings.baseline is not None:
         read_baselines(settings.baseline)
+    if settings.report_dir is not None:
+        read_drift(settings.report_dir / DRIFT_FILE)
     read_expected_skips(settings.expected_skips)
 
 
@@ -36,14 +41,16 @@ def read_expected_skips(path: Path | None) -> ExpectedSkips | None:
     if path is None:
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--gpu-expected-skips: {path}: cannot be read: {error}") from None
+        why = why_unread(error)
+        raise UsageError(f"--gpu-expected-skips: {path}: cannot be read: {why}") from None
     return parse_expected_skips(text, str(path))
 
 
 def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunReport:
-    """The finished run with its verdict; the baseline is compared, and updated if READY.
+    """The finished run with its verdict; the baseline is compared, and updated if READY, as are
+    the scores that later runs are held against.
 
     :param exit_status: what pytest would exit with.
     """
@@ -60,6 +67,8 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
     # Only a READY run is worth being compared with.
     if settings.baseline is not None and settings.baseline_update and verdict.ready and key:
         update_baseline(settings.baseline, key.text, measurements(report).values())
+    if settings.report_dir is not None and report.scores is not None and verdict.ready:
+        keep_scores(settings.report_dir / DRIFT_FILE, report.scores)
     return report
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError, shown
+from .files import read_text, why_unread
 
 # Backends of such games that run nothing on this machine: there is nothing to check for them.
 _REMOTE_BACKENDS = ("claude", "mock", "modal", "modal_probe", "openai", "openrouter")
@@ -34,9 +35,9 @@ def read_game_config(path: Path) -> GameConfig:
     :raises UsageError: unreadable, malformed, or a wrong value; names file, key and remedy.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        raise UsageError(f"{path}: cannot be read: {why_unread(error)}") from None
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # also an integer of thousands of digits

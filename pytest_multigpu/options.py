@@ -6,6 +6,7 @@ parser and config; reads only the files that the options name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from .errors import UsageError
+from .files import check_regular, why_unread
 from .records.tiers import Tier
 
 DEFAULT_MODEL = "llama-3.3-70b"
@@ -222,8 +224,12 @@ def _path(text: object, option: str) -> Path | None:
     if text is None or text == "":
         return None
     path = Path(str(text)).expanduser()
-    if not path.is_file():
-        raise UsageError(f"{option}: no file {str(path)!r}; check the path")
+    try:
+        check_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{option}: no file {str(path)!r}; check the path") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option}: {str(path)!r}: {why_unread(error)}; check the path") from None
     return path
 
 
@@ -242,7 +248,7 @@ def _file_or_new(text: str | None) -> Path | None:
     path = Path(text).expanduser()
     if path.is_dir():
         raise UsageError(f"--gpu-baseline: {str(path)!r} is a folder; give a file")
-    return path
+    return _path(text, "--gpu-baseline") if os.path.exists(path) else path
 
 
 def _number(text: object, option: str, convert: Callable[[str], float], like: str) -> float:

@@ -16,6 +16,8 @@ from .report.junit import properties
 from .session import GpuSession
 
 RECORDS = pytest.StashKey[list[Record]]()
+NEXT = pytest.StashKey["str | None"]()
+"""Node id of the test that runs after this one."""
 _SHORTFALL = pytest.StashKey[bool]()
 _HARDWARE_SKIP = pytest.StashKey[bool]()
 
@@ -70,6 +72,7 @@ def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
         "is_check": check_needs(item) is not None,
         "shortfall": item.stash.get(_SHORTFALL, False) and report.when == "setup",
         "hardware_skip": item.stash.get(_HARDWARE_SKIP, False),
+        "next": item.stash.get(NEXT, None) if report.when == "teardown" else None,
         "records": [dataclasses.asdict(record) for record in records],
     }
     report.gpu = notes  # type: ignore[attr-defined]

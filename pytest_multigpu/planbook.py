@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UsageError
+from .files import read_text, why_unread
 from .options import Settings
 from .records.machine import Machine
 from .records.plan import TIERS, Architecture, DeviceMap, Plan, Tier
@@ -281,9 +282,9 @@ def read_json(path: Path, option: str) -> Any:
     :raises UsageError: unreadable or malformed; names the option and the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option}: {path}: cannot be read: {error}") from None
+        raise UsageError(f"{option}: {path}: cannot be read: {why_unread(error)}") from None
     except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise UsageError(f"{option}: {path}: malformed JSON: {error}") from None
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .options import Settings
 from .records.report import RunReport
-from .report.json import ReportFile
+from .report.folder import ReportFile
 from .report.rent import rent_lines
 from .report.terminal import plan_lines
 from .session import GpuSession

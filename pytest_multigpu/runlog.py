@@ -26,7 +26,7 @@ from .progress import ProgressLine
 from .records.report import CheckResult, RunReport, Span
 from .report import terminal
 from .report.fleet import fleet_lines
-from .report.json import ReportFile
+from .report.folder import ReportFile
 from .results import result_of, uncollected, with_reruns
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ class RunLog:
         )
         self._phases: dict[tuple[str, str], list[pytest.TestReport]] = {}
         """By worker and node id."""
+        self._written: str | None = None
+        """What the file says is running."""
         self._reruns: Counter[tuple[str, str]] = Counter()
         self._running: list[str] = []
+        self._coming: list[str] = []
+        """Tests that are about to run, in each worker at most one."""
         self._timeline: Timeline | None = None
         self._lock = threading.RLock()
         """The watchdog writes from a thread of its own."""
@@ -76,6 +80,8 @@ class RunLog:
                     model=any(map(markers.loads_model, items)),
                 )
                 self._draw()
+                self._coming = [items[0].nodeid]
+                self._write()
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -97,8 +103,11 @@ class RunLog:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         with self._lock:
             self._running.append(nodeid)
+            if nodeid in self._coming:
+                self._coming.remove(nodeid)
             self._show_running()
-            if self.active:
+            # Who is killed while he writes leaves the file before: it names this test already.
+            if self.active and self._written != self.report.running:
                 self._write()
 
     def _show_running(self) -> None:
@@ -131,6 +140,7 @@ class RunLog:
             self._reruns[key] += 1  # pytest-rerunfailures tries again; only the last one counts
             self._running.append(nodeid)
             return
+        self._coming += filter(None, [getattr(phases[-1], "gpu", {}).get("next")])
         seconds = sum(phase.duration for phase in phases)
         now = time.monotonic() - self.began
         self._spans.append(Span(nodeid=nodeid, start=now - seconds, end=now))
@@ -153,8 +163,10 @@ class RunLog:
         return replace(self.report, **facts, wall_seconds=time.monotonic() - self.began)
 
     def _write(self) -> None:
+        """Between two tests the file names the one that is about to run."""
         if self._file is not None:
-            self._file.update(self._with_facts())
+            self._written = ", ".join([*self._running, *self._coming]) or None
+            self._file.update(replace(self._with_facts(), running=self._written))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(

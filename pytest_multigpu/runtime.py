@@ -11,12 +11,15 @@ from .fixtures import session_of
 from .freeing import clear_failure, give_back, ran_out_of_memory
 from .limits import measured
 from .markers import check_needs
-from .outcomes import annotate, open_gate, run_check
+from .outcomes import NEXT, annotate, open_gate, run_check
 from .timeouts import limit_check
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    item.stash[NEXT] = None if nextitem is None else nextitem.nodeid
     limit_check(item, session_of(item.config))  # before pytest-timeout reads the marks
     return (yield)
 

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from .model.loaded import LoadedModel
     from .model.memory import PeakMeter
     from .probes.probe import Probe
+    from .records.drift import TextScores
     from .records.health import GpuHealth
     from .records.worker import WorkerReport
 
+_SCORING = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest-multigpu")
+"""Packages whose version may change a bit of a score."""
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest", "pytest-multigpu")
 WORKER_SECONDS = 90.0
 """Hard limit of the CUDA worker: a cold import of torch on a slow pod takes 40 of them."""
@@ -45,6 +48,8 @@ class GpuSession:
         self.on_progress: Callable[[Progress], None] | None = None
         self.peaks: list[PhasePeaks] = []
         """Filled by the peak meters of this run, for the reports."""
+        self.scores: TextScores | None = None
+        """Of the text set, once they are there."""
         self._worker: WorkerHandle | None = None
         self._will_load = False
         self._sampler: Sampler | None = None
@@ -218,6 +223,53 @@ class GpuSession:
         architecture = self.plan.architecture
         return synthetic_probe(architecture.hidden_size, architecture.layers)
 
+    def score_texts(self) -> TextScores:
+        """The fixed text set scored by this run's probe on its model; kept for the report.
+
+        :raises MultiGpuError: no model, no probe, or a score that could not be had.
+        """
+        from .probes.drift import score_texts
+        from .probes.textset import text_set
+        from .records.drift import TextScores
+
+        loaded = self.load()
+        values, tokens = score_texts(loaded.model, loaded.tokenizer, self.probe)
+        architecture = loaded.architecture
+        self.scores = TextScores(
+            model=architecture.model,
+            weights=self._weights_id(loaded.load.weights),
+            probe=self.probe.digest,
+            texts=text_set(),
+            tokens=tokens,
+            tier=architecture.tier,
+            dtype=architecture.dtype,
+            gpus=tuple(self.machine.visible_gpus[i].name for i in loaded.cuda_devices),
+            versions={name: v for name, v in self.versions.items() if name in _SCORING},
+            when=time.time(),
+            values=values,
+        )
+        return self.scores
+
+    def _weights_id(self, kind: str) -> str:
+        """Synthesised ones are the same for the same model, seeded by each tensor's name."""
+        from .model.fingerprint import fingerprint
+
+        checkpoint = self.plans.resolved.checkpoint
+        if kind != "checkpoint" or checkpoint is None:
+            return kind
+        return f"checkpoint {fingerprint(checkpoint)}"
+
+    @cached_property
+    def earlier_scores(self) -> tuple[TextScores, ...]:
+        """Scores of the text set that earlier runs left in the folder of ``--gpu-report``.
+
+        :raises UsageError: their file is damaged.
+        """
+        from .report.drift import DRIFT_FILE, read_drift
+
+        folder = self.settings.report_dir
+        return () if folder is None else read_drift(folder / DRIFT_FILE)
+
     def peak_meter(self) -> PeakMeter:
         """A peak meter over what the model may use; what it measures goes into the report."""
         from .model.memory import PeakMeter
@@ -239,6 +291,8 @@ class GpuSession:
         if "plans" in known and self.plans.made is not None:
             facts["plan"] = self.plans.made
             facts["tier"] = self.plans.made.architecture.tier
+        if self.scores is not None:
+            facts["scores"] = self.scores
         if self._model is not None:
             facts["load"] = self._model.load
             facts["placement"] = self._model.placement

@@ -1,85 +1,18 @@
-"""Compare a run with the recorded one. Pure: records, units and errors only."""
+"""Compare a run with the recorded one. Pure: records only.
+
+The tolerances are read by :mod:`.baseline_rule`, the file's content by :mod:`.baseline_file`.
+"""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from statistics import fmean, pstdev
 
-from ..errors import UsageError, shown
-from ..records.baseline import (
-    DEFAULT_RULE,
-    KINDS,
-    UNITS,
-    Baseline,
-    BaselineKey,
-    Kind,
-    Measurement,
-    Tolerance,
-)
+from ..records.baseline import KINDS, UNITS, Baseline, BaselineKey, Kind, Measurement, Tolerance
 from ..records.check import Record
+from ..records.drift import LARGEST, TextScores
 from ..records.report import CheckResult, RunReport
-from ..units import parse_size
-
-SCHEMA = 1
-_NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
-_OPTION = "--gpu-baseline-rule"
-
-
-def parse_rule(text: str | None) -> dict[Kind, Tolerance]:
-    """``peak:2%+256MiB speed:10% load:20%`` as tolerances; a kind left out is not compared.
-
-    A percentage is of the recorded value; after ``+``, or alone, an amount: a size for ``peak``,
-    seconds (``5s``) for ``load``, a number for ``speed`` (tokens/s) and ``score``.
-
-    :param text: None is :data:`DEFAULT_RULE`.
-    :raises UsageError: naming the part that cannot be read.
-    """
-    rule: dict[Kind, Tolerance] = {}
-    terms = (DEFAULT_RULE if text is None else text).split()
-    if not terms:
-        raise UsageError(f"{_OPTION}: is empty; write it like peak:2%+256MiB speed:10%")
-    for term in terms:
-        name, colon, amounts = term.partition(":")
-        kind = next((known for known in KINDS if known == name), None)
-        if kind is None:
-            raise UsageError(f"{_OPTION}: {term!r} is of no known kind; known: {', '.join(KINDS)}")
-        if not colon or not amounts:
-            raise UsageError(f"{_OPTION}: {term!r} has no tolerance; write it like {kind}:10%")
-        if kind in rule:
-            raise UsageError(f"{_OPTION}: {kind} is named twice; name it once")
-        rule[kind] = _tolerance(kind, amounts, term)
-    return rule
-
-
-def _tolerance(kind: Kind, amounts: str, term: str) -> Tolerance:
-    fraction: float | None = None
-    absolute: float | None = None
-    for part in amounts.split("+"):
-        percent = part.endswith("%")
-        if (fraction if percent else absolute) is not None:
-            what = "percentages" if percent else "amounts"
-            raise UsageError(f"{_OPTION}: {term!r} has two {what}; write one")
-        if percent:
-            if _NUMBER.fullmatch(part[:-1]) is None:
-                raise UsageError(f"{_OPTION}: {term!r}: {part!r} is not a percentage like 10%")
-            fraction = float(part[:-1]) / 100
-        else:
-            absolute = _amount(kind, part, term)
-    if kind == "speed" and (fraction or 0) >= 1:
-        raise UsageError(f"{_OPTION}: {term!r} could never fail; write less than 100%")
-    return Tolerance(fraction or 0.0, absolute or 0.0)
-
-
-def _amount(kind: Kind, part: str, term: str) -> float:
-    if kind == "peak":
-        return parse_size(part, what=f"{_OPTION}: {term}")
-    digits = part.removesuffix("s") if kind == "load" else part
-    if _NUMBER.fullmatch(digits) is None or (kind == "load" and digits == part):
-        example = {"load": "seconds like 5s", "speed": "tokens/s like 2"}.get(kind, "a number")
-        raise UsageError(f"{_OPTION}: {term!r}: {part!r} is not a percentage or {example}")
-    return float(digits)
 
 
 def key_of(report: RunReport) -> BaselineKey | None:
@@ -110,7 +43,7 @@ def _minor(version: str | None) -> str | None:
 def measurements(report: RunReport) -> dict[str, Measurement]:
     """What a finished run measured: peaks a phase and GPU, load time, speeds and scores.
 
-    Speeds are records in ``tokens/s``, scores records in ``score``; an unknown one is none.
+    Speeds are records in ``tokens/s``; an unknown one is none.
     """
     found = [
         Measurement(
@@ -126,15 +59,30 @@ def measurements(report: RunReport) -> dict[str, Measurement]:
         found.append(Measurement(name="load time", kind="load", value=report.load.seconds))
     for check in report.checks:
         for record in check.records:
-            kind: Kind | None = {"tokens/s": "speed", "score": "score"}.get(record.unit)  # type: ignore[assignment]
-            if kind is None or record.outcome == "unknown" or isinstance(record.measured, bool):
+            value = record.measured
+            if record.unit != "tokens/s" or record.outcome == "unknown" or isinstance(value, bool):
                 continue
-            if isinstance(record.measured, int | float):
-                value = float(record.measured)
+            if isinstance(value, int | float):
                 found.append(
-                    Measurement(name=record.name, kind=kind, value=value, device=record.device)
+                    Measurement(
+                        name=record.name, kind="speed", value=float(value), device=record.device
+                    )
                 )
+    found += [] if report.scores is None else _scores(report.scores)
     return {one.key: one for one in found}
+
+
+def _scores(scores: TextScores) -> list[Measurement]:
+    """Mean and deviation over the text set: a shift of all scores, and a stretch."""
+    usable = all(abs(value) < LARGEST for value in scores.values) and scores.differ
+    if not usable:
+        return []
+    spread = pstdev(scores.values)
+    of = f"{scores.texts}, probe {scores.probe[:8]}"
+    return [
+        Measurement(name=f"{what} of {of}", kind="score", value=value, spread=spread)
+        for what, value in (("mean score", fmean(scores.values)), ("score deviation", spread))
+    ]
 
 
 def compare(
@@ -213,7 +161,7 @@ def _unknown(name: str, reason: str, remedy: str) -> Record:
 
 
 def _judge(before: Measurement, now: Measurement, tolerance: Tolerance) -> Record:
-    slack = abs(before.value) * tolerance.fraction + tolerance.absolute
+    slack = abs(before.value) * tolerance.fraction + tolerance.absolute * before.spread
     change = now.value - before.value
     worse = {"speed": -change, "score": abs(change)}.get(before.kind, change)
     # A rounding error of the sum is not a regression.
@@ -250,69 +198,3 @@ def merged(old: Baseline | None, key: str, new: Iterable[Measurement]) -> Baseli
     kinds = {one.kind for one in values.values()}
     kept = {name: one for name, one in (old.values if old else {}).items() if one.kind not in kinds}
     return Baseline(key=key, values={**kept, **values})
-
-
-def parse_baselines(data: Any, file: str) -> dict[str, Baseline]:
-    """What a baseline file holds, checked to the last value.
-
-    :raises UsageError: naming the file, the key and the remedy.
-    """
-    remedy = "repair or delete the file, then run with --gpu-baseline-update"
-    if not isinstance(data, dict) or not isinstance(data.get("baselines"), dict):
-        raise UsageError(f"{file}: is not a baseline file; {remedy}")
-    if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
-        found_schema = _short(data.get("schema"))
-        raise UsageError(f"{file}: schema is {found_schema}, known is {SCHEMA}; {remedy}")
-    found = {}
-    for key, values in data["baselines"].items():
-        if not isinstance(values, dict):
-            raise UsageError(f"{file}: {_short(key)} is not an object; {remedy}")
-        rows = [
-            _measurement(row, f"{file}: {_short(key)}: {_short(name)}", remedy)
-            for name, row in values.items()
-        ]
-        found[key] = Baseline(key=key, values={row.key: row for row in rows})
-    return found
-
-
-def _measurement(row: Any, where: str, remedy: str) -> Measurement:
-    if not isinstance(row, dict):
-        raise UsageError(f"{where} is not an object; {remedy}")
-    name, device, value = row.get("name"), row.get("device", ""), row.get("value")
-    kind = next((known for known in KINDS if known == row.get("kind")), None)
-    if not isinstance(name, str) or not isinstance(device, str):
-        raise UsageError(f"{where}: name and device must be text; {remedy}")
-    if kind is None:
-        raise UsageError(
-            f"{where}: kind is {_short(row.get('kind'))}; known: {', '.join(KINDS)}; {remedy}"
-        )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        raise UsageError(f"{where}: value is {_short(value)}, not a number; {remedy}")
-    return Measurement(name=name, kind=kind, value=float(value), device=device)
-
-
-def _short(value: Any) -> str:
-    """A repr that stays on the line."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
-        return "a huge number"
-    return shown(value)
-
-
-def dump_baselines(baselines: Mapping[str, Baseline]) -> dict[str, Any]:
-    """The inverse of :func:`parse_baselines`."""
-    return {
-        "schema": SCHEMA,
-        "baselines": {
-            key: {
-                name: {
-                    "name": one.name,
-                    "kind": one.kind,
-                    "value": int(one.value) if one.kind == "peak" else one.value,
-                    "unit": UNITS[one.kind],
-                    "device": one.device,
-                }
-                for name, one in sorted(baseline.values.items())
-            }
-            for key, baseline in sorted(baselines.items())
-        },
-    }

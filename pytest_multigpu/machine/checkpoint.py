@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, one_line, shown
+from ..files import check_regular, read_bytes, read_text
 from ..records.host import CheckpointReport
 from .host import hub_cache
 
@@ -90,7 +91,7 @@ def cached_snapshot(hub_id: str, cache: Path) -> Path | None:
         return None
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     try:
-        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+        commit = read_text(repository / "refs" / "main").strip()
     except (OSError, UnicodeDecodeError):
         return None
     snapshot = repository / "snapshots" / commit
@@ -166,7 +167,7 @@ def _check_config(folder: Path) -> list[str]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_bytes()
+        text = read_bytes(file)
     except FileNotFoundError:
         raise _DamagedError("is missing") from None
     except OSError as error:
@@ -202,9 +203,10 @@ def _is_file_name(name: str) -> bool:
 def read_header(file: Path) -> dict[str, Any]:
     """The tensors of a safetensors file by name, after checking the file's size exactly.
 
-    :raises _DamagedError: missing, truncated, padded or not safetensors.
+    :raises _DamagedError: missing, truncated, padded, not safetensors or no regular file.
     """
     try:
+        check_regular(file)
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import UsageError
+from ..files import read_text
 from ..machine.checkpoint import cached_snapshot
 from ..machine.host import hub_cache
 from ..presets import HUB_IDS, PRESETS, preset_name
@@ -109,7 +110,7 @@ def _looks_like_path(model: str) -> bool:
 def _read_config(path: Path) -> dict[str, Any]:
     """:raises UsageError: unreadable, not JSON, not an object, or without ``model_type``."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"{OPTION}: cannot read {path}: {error.strerror}; {_REMEDY}") from error
     except UnicodeDecodeError as error:
@@ -140,7 +141,7 @@ def _has_all_weights(snapshot: Path) -> bool:
         return True
     for name in _INDEXES:
         try:
-            index = json.loads((snapshot / name).read_text(encoding="utf-8"))
+            index = json.loads(read_text(snapshot / name))
             shards = set(index["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

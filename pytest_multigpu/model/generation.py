@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..records.generation import Agreement, GenerationReading, Timing
@@ -19,6 +20,34 @@ LAUNCHES = 200
 SLOW_FIRST = 1.5
 """First pass over repeat: above this, attention is measured again without cuDNN."""
 CHAT = [{"role": "user", "content": "Say in one sentence why the sky is blue."}]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One greedy generation."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """The new ones."""
+    logits: Any
+    """``(new_tokens, vocab)``, raw, on the device where generation keeps them."""
+    timing: Timing
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """Prompt and new tokens."""
+        return (*self.prompt, *self.tokens)
+
+
+def first_generation(
+    loaded: LoadedModel, prompt: Sequence[int] | None = None, *, new_tokens: int = NEW_TOKENS
+) -> Generated:
+    """The first of the generations that :func:`read_generation` compares.
+
+    :param prompt: token ids; by default :func:`chat_tokens`.
+    """
+    ids = tuple(prompt if prompt is not None else chat_tokens(loaded))
+    return Generated(ids, *generate(loaded, ids, new_tokens))
 
 
 def chat_tokens(loaded: LoadedModel) -> tuple[int, ...]:
@@ -33,44 +62,38 @@ def chat_tokens(loaded: LoadedModel) -> tuple[int, ...]:
 
 
 def read_generation(
-    loaded: LoadedModel,
-    prompt: Sequence[int] | None = None,
-    *,
-    new_tokens: int = NEW_TOKENS,
-    tolerance: float = 0.1,
+    loaded: LoadedModel, first: Generated, *, tolerance: float = 0.1
 ) -> GenerationReading:
-    """Generate twice, then once more without a cache, and compare.
+    """Generate again, then once more without a cache, and compare with the first time.
 
-    :param prompt: token ids; by default :func:`chat_tokens`.
     :param tolerance: largest relative error of logits that counts as equal, for telling which
         tokens are clear; see ``judging.generation.tolerance_for``.
     """
     import torch
 
-    ids = tuple(prompt if prompt is not None else chat_tokens(loaded))
-    first_tokens, first_logits, first = generate(loaded, ids, new_tokens)
+    ids, new_tokens = first.prompt, len(first.tokens)
     second_tokens, _, repeat = generate(loaded, ids, new_tokens)
-    uncached = full_logits(loaded, (*ids, *first_tokens[:-1]))
-    nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first_logits, len(ids) - 1)))
-    agreement = compare(first_logits, uncached[len(ids) - 1 :], tolerance)
+    uncached = full_logits(loaded, first.text[:-1])
+    nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first.logits, len(ids) - 1)))
+    agreement = compare(first.logits, uncached[len(ids) - 1 :], tolerance)
     cudnn, without, launch = None, None, None
     if loaded.cuda_devices:
         launch = launch_seconds(loaded.cuda_devices[0])
         backends: Any = torch.backends.cuda  # partly untyped
         cudnn = bool(backends.cudnn_sdp_enabled())
-        if cudnn and _slow(first, repeat):
+        if cudnn and _slow(first.timing, repeat):
             with without_cudnn_attention():
                 # Lengths that no pass has met; the last ids again keep the prompt plausible.
                 longer = (*ids, *ids[-new_tokens:])
                 _, _, without = generate(loaded, longer, max(3, new_tokens // 2))
     return GenerationReading(
         prompt_tokens=len(ids),
-        first_tokens=first_tokens,
+        first_tokens=first.tokens,
         second_tokens=second_tokens,
         nonfinite_positions=tuple(nonfinite),
         positions=len(uncached),
         agreement=agreement,
-        first=first,
+        first=first.timing,
         repeat=repeat,
         cudnn_attention=cudnn,
         launch_seconds=launch,

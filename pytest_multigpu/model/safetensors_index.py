@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import check_regular, read_text
 from ..units import human_size
 
 INDEX = "model.safetensors.index.json"
@@ -62,7 +63,7 @@ def checkpoint_files(folder: str | os.PathLike[str]) -> tuple[Path, ...] | None:
     if not index.is_file():
         return None
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_text(index))["weight_map"]
         names = list(dict.fromkeys(str(name) for name in weight_map.values()))
     except OSError as error:
         raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
@@ -93,6 +94,7 @@ def read_headers(paths: Iterable[str | os.PathLike[str]]) -> dict[str, StoredTen
 
 def _read_header(path: str) -> dict[str, StoredTensor]:
     try:
+        check_regular(Path(path))
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)

@@ -107,12 +107,22 @@ def watching(
 
     :raises ScoringError: a layer that the model lacks.
     """
+    with noting(model, layers, lambda layer, output: see(layer, stream_of(output, layer))):
+        yield
+
+
+@contextmanager
+def noting(model: Any, layers: Sequence[int], note: Callable[[int, Any], None]) -> Iterator[None]:
+    """The same with a layer's output as it is, whatever that may be.
+
+    :raises ScoringError: a layer that the model lacks.
+    """
     parts = anatomy(model)
     with ExitStack() as stack:
         for layer in layers:
 
             def hook(_module: Any, _args: Any, output: Any, layer: int = layer) -> None:
-                see(layer, stream_of(output, layer))
+                note(layer, output)
 
             handle = parts.source(layer).register_forward_hook(hook)
             stack.callback(handle.remove)

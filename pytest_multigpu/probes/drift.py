@@ -1,119 +1,87 @@
-"""How scores of one text set change between tiers on the same weights, or between two runs.
+"""Scores of the text set by one probe, and the difference between two such sets of scores.
 
-Imports :mod:`.metrics`, errors; numpy inside functions.
+Imports the other modules of this package, records and errors; numpy inside functions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ScoringError, UsageError
+from ..errors import ScoringError
+from ..records.drift import DriftReading
 from .metrics import spearman
+from .scoring import score_tokens
+from .spans import tokenize_chat
+from .textset import DAY, MAX_TOKENS, TEXTS
 
-MIN_CORRELATION = 0.95
-MAX_SHIFT = 0.2
-SPREAD = (0.8, 1.25)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """Scores in one tier beside the same texts' in the base tier."""
-
-    base: str
-    tier: str
-    texts: int
-    rank_correlation: float
-    """Spearman's."""
-    shift: float
-    """Mean change, in standard deviations of the base's scores."""
-    spread: float
-    """Standard deviation of the changes, in the same unit."""
-    scale: float
-    """Standard deviation of these scores over the base's."""
-    advice: str
+if TYPE_CHECKING:
+    from .probe import Probe
+    from .spans import Message
 
 
-def drift_between(
-    base: str, base_scores: Sequence[float], tier: str, scores: Sequence[float]
-) -> Drift:
-    """:raises ScoringError: other counts, fewer than three texts, or scores that don't differ."""
+def score_texts(
+    model: Any,
+    tokenizer: Any,
+    probe: Probe,
+    texts: Sequence[Sequence[Message]] = TEXTS,
+    *,
+    max_tokens: int = MAX_TOKENS,
+) -> tuple[tuple[float, ...], str]:
+    """Every text's score, in batches that leave the forward at the probe's last layer.
+
+    :param max_tokens: of one batch, padding included; a single longer text goes alone.
+    :returns: the scores in order, and a digest of the token ids and of which are scored.
+    :raises ScoringError: a text that can't be scored; never a default score.
+    """
+    chats = [tokenize_chat(tokenizer, text, date_string=DAY) for text in texts]
+    rows = [chat.input_ids for chat in chats]
+    masks = [chat.mask(probe.mask) for chat in chats]
+    values: list[float] = []
+    for first, last in _batches([len(row) for row in rows], max_tokens):
+        scores = score_tokens(model, probe, rows[first:last], masks[first:last])
+        values += [score.value for score in scores]
+    content = json.dumps([rows, masks], separators=(",", ":"))
+    return tuple(values), hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
+    """First and one past the last of each batch, in order."""
+    batches, first, longest = [], 0, 0
+    for index, length in enumerate(lengths):
+        longest = max(longest, length)
+        if index > first and longest * (index - first + 1) > max_tokens:
+            batches.append((first, index))
+            first, longest = index, length
+    return [*batches, (first, len(lengths))] if lengths else []
+
+
+def drift_between(base: Sequence[float], other: Sequence[float]) -> DriftReading:
+    """How ``other`` differs from ``base``, both one score a text in the same order.
+
+    :raises ScoringError: other counts, fewer than three texts, one that is not finite, or scores
+        that are all the same.
+    """
     import numpy as np
 
-    a, b = np.asarray(base_scores, np.float64), np.asarray(scores, np.float64)
+    a, b = np.asarray(base, np.float64), np.asarray(other, np.float64)
     if a.shape != b.shape:
-        raise ScoringError(f"{tier} has {len(b)} scores, {base} has {len(a)}")
+        raise ScoringError(f"{len(b)} scores can't be compared with {len(a)}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ScoringError(f"{tier} or {base} has a score that is not finite")
-    correlation = spearman(base_scores, scores)
+        raise ScoringError("a score is not finite")
+    correlation = spearman(base, other)
     deviation = float(a.std())
-    shift = float((b - a).mean()) / deviation
-    spread, scale = float((b - a).std()) / deviation, float(b.std()) / deviation
-    return Drift(
-        base=base,
-        tier=tier,
+    if deviation == 0:
+        raise ScoringError("scores that are all the same can't be compared")
+    changes = (b - a) / deviation
+    return DriftReading(
         texts=len(a),
         rank_correlation=correlation,
-        shift=shift,
-        spread=spread,
-        scale=scale,
-        advice=_advice(base, tier, correlation, shift, scale),
+        shift=float(changes.mean()),
+        spread=float(changes.std()),
+        scale=float(b.std()) / deviation,
+        largest=float(np.abs(changes).max()),
+        equal=a.tobytes() == b.tobytes(),
     )
-
-
-def _advice(base: str, tier: str, correlation: float, shift: float, scale: float) -> str:
-    if correlation < MIN_CORRELATION:
-        return f"{tier} ranks texts otherwise than {base}: fit the probe again in {tier}"
-    if abs(shift) > MAX_SHIFT or not SPREAD[0] <= scale <= SPREAD[1]:
-        return f"recalibrate the threshold in {tier}: the ranking holds, the scores move"
-    return f"the threshold of {base} holds in {tier}"
-
-
-def drift_table(scores: Mapping[str, Sequence[float]], base: str) -> list[Drift]:
-    """Every other tier beside ``base``.
-
-    :raises ScoringError: ``base`` is not among them.
-    """
-    if base not in scores:
-        raise ScoringError(f"there are no scores of {base} to compare with")
-    return [drift_between(base, scores[base], t, s) for t, s in scores.items() if t != base]
-
-
-def write_drift(
-    path: Path, scores: Mapping[str, Sequence[float]], base: str, *, about: Mapping[str, object]
-) -> None:
-    """Keeps scores and table as JSON, for the report and for a later run to compare with."""
-    table = [asdict(row) for row in drift_table(scores, base)]
-    content = {
-        "schema": 1,
-        "about": dict(about),
-        "base": base,
-        "scores": {tier: list(values) for tier, values in scores.items()},
-        "drift": table,
-    }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def compare_with_earlier(path: Path, scores: Mapping[str, Sequence[float]]) -> list[Drift]:
-    """This run's scores beside an earlier file's, tier by tier.
-
-    :raises UsageError: not a file of :func:`write_drift`, or of no tier that this run has.
-    """
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["scores"]
-        known = {
-            tier: [float(value) for value in values]
-            for tier, values in earlier.items()
-            if tier in scores
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: is not a drift file; write one with probe_drift.py") from error
-    if not known or not all(math.isfinite(v) for values in known.values() for v in values):
-        raise UsageError(f"{path}: has no finite scores of a tier of this run")
-    return [
-        drift_between(f"earlier {tier}", values, tier, scores[tier])
-        for tier, values in known.items()
-    ]

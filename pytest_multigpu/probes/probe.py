@@ -5,6 +5,7 @@ Imports errors; numpy inside functions only.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,6 +131,17 @@ class Probe:
                 bias -= float(self.mean[position] @ weight)
             pairs.append((weight, bias))
         return tuple(pairs)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that enters a score: equal for one probe in two file formats."""
+        scaler = (self.mean, self.scale) if self.normalize else (None, None)
+        enters = (self.layers, self.bias, self.site, self.aggregation, self.mask)
+        found = hashlib.sha256(repr(enters).encode())
+        for vectors in (self.directions, *scaler):
+            for vector in vectors or ():
+                found.update(vector.tobytes())
+        return found.hexdigest()[:16]
 
     def same_as(self, other: Probe) -> bool:
         """Whether both score alike: every field but ``source``, ``format`` and ``dtype``."""

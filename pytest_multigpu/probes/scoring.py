@@ -5,7 +5,7 @@ Imports the other modules of this package and errors; torch and numpy inside fun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from .probe import Vector
+
+See = Callable[["dict[int, torch.Tensor]"], None]
+"""Is given the activations of each forward: layer to ``(batch, tokens, hidden)``."""
 
 _ROWS = 256
 """Tokens scored at a time: their float32 copies stay within 8 MiB at 8,192 wide."""
@@ -44,9 +47,11 @@ def score_chats(
     *,
     batch: int = 1,
     padding_side: Literal["left", "right"] = "right",
+    see: See | None = None,
 ) -> tuple[Score, ...]:
     """Scores of chats, each a list of messages with ``role`` and ``content``.
 
+    :param see: looks at the activations that the scores are made of.
     :raises ScoringError: anything that keeps a score from being right; never a default score.
     """
     if batch < 1:
@@ -61,6 +66,7 @@ def score_chats(
             [chat.input_ids for chat in group],
             [chat.mask(probe.mask) for chat in group],
             padding_side=padding_side,
+            see=see,
         )
     return tuple(scores)
 
@@ -72,17 +78,18 @@ def score_tokens(
     masks: Sequence[Sequence[bool]],
     *,
     padding_side: Literal["left", "right"] = "right",
-    early_exit: bool = True,
+    see: See | None = None,
 ) -> list[Score]:
     """Scores of token ids, all rows in one forward, padded to the longest.
 
     :param masks: which tokens of each row to score.
+    :param see: looks at the activations that the scores are made of.
     :raises ScoringError: a probe that does not fit, an empty row, a score that is not finite.
     """
     padded = pad(rows, padding_side)
-    streams = capture(
-        model, padded.input_ids, probe.layers, attention_mask=padded.mask, early_exit=early_exit
-    )
+    streams = capture(model, padded.input_ids, probe.layers, attention_mask=padded.mask)
+    if see is not None:
+        see(streams)
     scores = []
     for row, mask in enumerate(masks):
         if len(mask) != len(rows[row]):

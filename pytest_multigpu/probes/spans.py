@@ -48,9 +48,10 @@ class Chat:
         return tuple(picked)
 
 
-def tokenize_chat(tokenizer: Any, messages: Sequence[Message]) -> Chat:
+def tokenize_chat(tokenizer: Any, messages: Sequence[Message], **variables: Any) -> Chat:
     """Renders and tokenises ``messages`` (``role``, ``content``) with the tokenizer's template.
 
+    :param variables: more for the template: ``date_string`` is the day that Llama's print.
     :raises ScoringError: no template, a slow tokenizer, or a template that rewrites the texts.
     """
     for number, message in enumerate(messages, 1):
@@ -60,8 +61,8 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[Message]) -> Chat:
         raise ScoringError("the chat is empty")
     if getattr(tokenizer, "chat_template", None) is None:
         raise ScoringError("the tokenizer has no chat template; set one")
-    text = _render(tokenizer, messages)
-    places = _locate(tokenizer, messages, text)
+    text = _render(tokenizer, messages, variables)
+    places = _locate(tokenizer, messages, text, variables)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     return Chat(
@@ -72,17 +73,22 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[Message]) -> Chat:
     )
 
 
-def _render(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _render(tokenizer: Any, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
     try:
         rendered = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=False
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=False,
+            **variables,
         )
     except Exception as error:  # Templates raise their own errors about roles and order.
         raise ScoringError(f"the chat template refused the messages: {error}") from error
     return str(rendered)
 
 
-def _locate(tokenizer: Any, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+def _locate(
+    tokenizer: Any, messages: Sequence[Message], text: str, variables: Mapping[str, Any]
+) -> list[tuple[int, int]]:
     """Character range of each message's text in the rendering."""
     contents = "".join(message["content"] for message in messages)
     mark = next(f"qzx{n}mark" for n in range(len(contents) + 1) if f"qzx{n}mark" not in contents)
@@ -90,6 +96,7 @@ def _locate(tokenizer: Any, messages: Sequence[Message], text: str) -> list[tupl
     rest = _render(
         tokenizer,
         [{**message, "content": name} for message, name in zip(messages, marks, strict=True)],
+        variables,
     )
     at, places = 0, []
     for number, (message, name) in enumerate(zip(messages, marks, strict=True), 1):

@@ -44,13 +44,16 @@ class BaselineKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number. ``peak`` is in bytes, ``load`` in s, ``speed`` in tokens/s."""
+    """One number. ``peak`` is in bytes, ``load`` in s, ``speed`` in tokens/s, ``score`` in the
+    probe's own unit."""
 
     name: str
     """``prefill peak``, ``load time``, ``decode speed``."""
     kind: Kind
     value: float
     device: str = ""
+    spread: float = 1.0
+    """Of a ``score``: the standard deviation of the scores, which its tolerance is in; above 0."""
 
     @property
     def key(self) -> str:
@@ -67,7 +70,8 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much worse is still equal: ``baseline * fraction + absolute`` (bytes, s, tokens/s)."""
+    """How much worse is still equal: ``baseline * fraction + absolute`` (bytes, s, tokens/s,
+    standard deviations of the scores)."""
 
     fraction: float = 0.0
     absolute: float = 0.0

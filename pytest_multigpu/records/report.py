@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .check import Record
+from .drift import TextScores
 from .machine import Machine
 from .model import LoadReport, PhasePeaks, Placement
 from .plan import Plan
@@ -114,7 +115,7 @@ class RunReport:
     """As observed after loading."""
     checks: tuple[CheckResult, ...] = ()
     running: str | None = None
-    """Node id of the test that runs now; in a finished report None."""
+    """Node id of the test that runs now, or is about to; in a finished report None."""
     tier_asked: str = "auto"
     tier: str | None = None
     """The tier that was checked; None if none was chosen yet or none fits."""
@@ -124,6 +125,8 @@ class RunReport:
     """Seconds since the epoch."""
     wall_seconds: float = 0.0
     peaks: tuple[PhasePeaks, ...] = ()
+    scores: TextScores | None = None
+    """Of the fixed text set; None if they were not asked for, or could not be had."""
     vram: tuple[VramSample, ...] = ()
     spans: tuple[Span, ...] = ()
     pods: tuple[Pod, ...] = ()

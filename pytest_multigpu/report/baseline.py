@@ -1,20 +1,20 @@
 """The baseline file: read whole, updated key by key, replaced atomically.
 
-Imports the pure rules of :mod:`pytest_multigpu.judging.baseline`.
+Imports the pure rules of :mod:`pytest_multigpu.judging.baseline` and its file's form.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UsageError
-from ..judging.baseline import dump_baselines, merged, parse_baselines
+from ..files import read_text
+from ..judging.baseline import merged
+from ..judging.baseline_file import dump_baselines, parse_baselines
 from ..records.baseline import Baseline, Measurement
-from .json import write_json
+from .atomic import locked, write_json
 
 
 def read_baselines(path: Path) -> dict[str, Baseline]:
@@ -23,7 +23,7 @@ def read_baselines(path: Path) -> dict[str, Baseline]:
     :raises UsageError: unreadable or damaged; the text names file and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -45,25 +45,17 @@ def update_baseline(path: Path, key: str, new: Iterable[Measurement]) -> Baselin
     :raises UsageError: damaged or unwritable file, or nothing to record.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The folder, not the file: the file is replaced while the lock is held.
-        folder = os.open(path.parent, os.O_RDONLY)
+        with locked(path.parent):
+            baselines = read_baselines(path)
+            baseline = merged(baselines.get(key), key, new)
+            if not baseline.values:
+                raise UsageError(
+                    "--gpu-baseline-update: this run measured nothing to record; run more than "
+                    "the quick checks"
+                )
+            write_json(path, dump_baselines({**baselines, key: baseline}))
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        baselines = read_baselines(path)
-        baseline = merged(baselines.get(key), key, new)
-        if not baseline.values:
-            raise UsageError(
-                "--gpu-baseline-update: this run measured nothing to record; run more than "
-                "the quick checks"
-            )
-        write_json(path, dump_baselines({**baselines, key: baseline}))
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        os.close(folder)
     return baseline
 
 

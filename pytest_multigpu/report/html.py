@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport
-from .json import HTML_FILE, write_atomic
+from .atomic import write_atomic
+from .folder import HTML_FILE
 from .pictures import copy_pictures, gpu_pictures, have_matplotlib, vram_pictures
 from .tables import gpu_rows, phase_table
 from .terminal import (

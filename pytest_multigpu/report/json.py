@@ -1,28 +1,19 @@
-"""``report.json`` (schema 1): the run as plain data, rewritten whole as the run goes.
-
-Every write goes to a temporary file beside it, is synced and renamed: whoever is killed, and
-whenever, the file is the last complete one. Imports records and errors.
-"""
+"""``report.json`` (schema 1): the run as plain data. :mod:`.folder` writes it. Imports records."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
 from ..records.check import Record
 from ..records.machine import Machine
 from ..records.model import LoadReport, PhasePeaks, Placement
 from ..records.plan import Plan
 from ..records.report import CheckResult, RunReport, VramSample
+from .drift import scores_row
 
 SCHEMA = 1
-REPORT_FILE, DEVICE_MAP_FILE, HTML_FILE = "report.json", "device_map.json", "report.html"
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
@@ -48,6 +39,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "placement": _placement(report.placement),
         "checks": [row for check in report.checks for row in _check(check)],
         "peaks": [_phase(phase) for phase in report.peaks],
+        "scores": None if report.scores is None else scores_row(report.scores),
         "vram": _vram(report.vram),
         "spans": [{"nodeid": s.nodeid, "start": s.start, "end": s.end} for s in report.spans],
         "versions": dict(report.versions),
@@ -240,93 +232,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_atomic(path: Path, content: str) -> None:
-    """Replace ``path`` with ``content`` (UTF-8) as a whole or not at all.
-
-    :raises OSError: the folder cannot be written; ``path`` is then as it was.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes 0600; a report is for everyone whom the umask lets read.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, data: Any) -> None:
-    """``data`` as JSON, whole or not at all. ``ValueError`` on NaN: it would not be JSON.
-
-    A line for each key, and for each row of a list: as quick as without any indentation, which
-    counts in a file that is rewritten at every test, and still fit to read and to compare.
-    """
-    if isinstance(data, dict) and data:
-        lines = [f"{json.dumps(key)}: {_compact(value)}" for key, value in data.items()]
-        write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
-    else:
-        write_atomic(path, json.dumps(data, allow_nan=False) + "\n")
-
-
-def _compact(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        rows = ",\n ".join(json.dumps(row, allow_nan=False) for row in value)
-        return f"[\n {rows}\n]"
-    return json.dumps(value, allow_nan=False)
-
-
-class ReportFile:
-    """``report.json`` and ``device_map.json`` in one folder, up to date with the run.
-
-    :raises UsageError: the folder cannot be made or written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in (REPORT_FILE, DEVICE_MAP_FILE, HTML_FILE):
-                # What an earlier run left must not pass for this one's.
-                (folder / name).unlink(missing_ok=True)
-            for left in folder.glob(".*.tmp"):
-                if left.name.startswith((f".{REPORT_FILE}.", f".{DEVICE_MAP_FILE}.")):
-                    left.unlink(missing_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"--gpu-report: cannot write to {folder} ({error.strerror}); name a folder "
-                "that can be written"
-            ) from error
-        self._map: dict[str, int | str] | None = None
-
-    def update(self, report: RunReport) -> None:
-        """Rewrite ``report.json``; and ``device_map.json`` when the map is known or changed."""
-        write_json(self.folder / REPORT_FILE, to_json(report))
-        found = report.placement.device_map if report.placement is not None else {}
-        device_map = dict(found or (report.plan.device_map if report.plan is not None else {}))
-        if device_map and device_map != self._map:
-            write_json(self.folder / DEVICE_MAP_FILE, device_map)
-            self._map = device_map
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A ``report.json`` as :func:`to_json` made it.
-
-    :raises UsageError: missing, damaged, or of another schema.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise UsageError(f"{path}: is not a report of schema {SCHEMA}")
-    return data

@@ -1,4 +1,4 @@
-"""Fuzzed device maps, game configs, baselines and catalogues, as files that people write."""
+"""Fuzzed JSON files: device maps, game configs, baselines, drift files and catalogues."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_multigpu.game_config import GameConfig, read_game_config
+from pytest_multigpu.judging.drift import judge_drift
 from pytest_multigpu.planbook import read_json
 from pytest_multigpu.planning.catalogue import GpuType, find, merge_catalogue
 from pytest_multigpu.planning.device_maps import parse_device_map
 from pytest_multigpu.planning.rent import rent_table
 from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.probes.drift import drift_between
+from pytest_multigpu.records.drift import TextScores
 from pytest_multigpu.records.plan import Architecture, Block
 from pytest_multigpu.report.baseline import read_baselines
+from pytest_multigpu.report.drift import keep_scores, read_drift
 
 
 def model() -> Architecture:
@@ -136,6 +140,39 @@ def test_baselines(path: Path, content: bytes) -> None:
     found = result_or_one_line(lambda: read_baselines(path), begins=f"{path}: ")
     for baseline in (found or {}).values():
         assert all(type(one.value) is float for one in baseline.values.values())
+
+
+SUBJECT: Any = dict.fromkeys(("model", "weights", "probe", "texts", "tokens"), "x")
+DRIFT: dict[str, Any] = {
+    "schema": 1,
+    "scores": [
+        {
+            **SUBJECT,
+            "tier": tier,
+            "dtype": "bfloat16",
+            "gpus": ["H100"],
+            "versions": {"torch": "2.11.0"},
+            "when": 1.5,
+            "values": values,
+        }
+        for tier, values in (("16bit", [0.5, -1.25, 3.0]), ("8bit", [1e30, -1e-30, 0.0]))
+    ],
+}
+NOW = TextScores(**SUBJECT, tier="16bit", dtype="bfloat16", values=(1.0, 2.0, 4.0))
+
+
+@FUZZ
+@given(content=files(altered(DRIFT) | altered(DRIFT) | JSON))
+def test_drift_files(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    found = result_or_one_line(lambda: read_drift(path), begins=f"{path}: ")
+    if found is not None:
+        # What was accepted can be compared with, and added to.
+        if all(len(one.values) == 3 for one in found if one.subject == NOW.subject):
+            records = judge_drift(NOW, found, drift_between, (0.1, 0.5))
+            assert all(record.reason.isprintable() for record in records)
+        keep_scores(path, found[0] if found else NOW)
+        assert len(read_drift(path)) == max(1, len(found))
 
 
 ROW = st.fixed_dictionaries(

@@ -6,7 +6,7 @@ from fuzzing import FUZZ, result_or_one_line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_multigpu.judging.baseline import parse_rule
+from pytest_multigpu.judging.baseline_rule import parse_rule
 from pytest_multigpu.planning.catalogue import CATALOGUE
 from pytest_multigpu.planning.simulate import MAX_GPUS, simulate
 from pytest_multigpu.units import parse_size

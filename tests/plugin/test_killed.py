@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL, at four moments: report.json is whole and names the check."""
+"""A run killed with SIGKILL, at six moments: report.json is whole and names the check."""
 
 from __future__ import annotations
 
@@ -65,15 +65,51 @@ def test_during_load_and_during_generation(pytester: pytest.Pytester) -> None:
     assert report["running"].endswith("test_generation.py::test_greedy_generation")
 
 
-@pytest.mark.parametrize("at", ["start-write", "end-write"])
-def test_during_a_report_write(pytester: pytest.Pytester, at: str) -> None:
+@pytest.mark.parametrize(
+    ("at", "running", "finished"),
+    [
+        # Nothing is known of the first yet, so it is what was running.
+        ("first-write", "test_first", []),
+        ("end-write", "test_second", ["test_first"]),
+    ],
+)
+def test_during_a_report_write(
+    pytester: pytest.Pytester, at: str, running: str, finished: list[str]
+) -> None:
+    """The file is the one before."""
     pytester.makepyfile(test_quick=QUICK)
     report = kill(start(pytester.path, at), pytester.path)
-    finished = [check["nodeid"] for check in report["checks"]]
-    # The file is the one before: the second check had not begun, or had not ended.
-    assert finished == ["test_quick.py::test_first"]
-    assert report["running"] == {"start-write": None, "end-write": "test_quick.py::test_second"}[at]
+    assert [check["name"] for check in report["checks"]] == [
+        name.removeprefix("test_") for name in finished
+    ]
+    assert report["running"] == f"test_quick.py::{running}"
     assert len(list((pytester.path / "out").glob(".report.json.*.tmp"))) == 1
     # The next run clears up what the killed one left.
     pytester.runpytest("--gpu-tier=cpu", "--gpu-report=out")
     assert not list((pytester.path / "out").glob(".report.json.*.tmp"))
+
+
+@pytest.mark.parametrize("at", ["start-write", "between"])
+def test_at_the_start_of_a_check(pytester: pytest.Pytester, at: str) -> None:
+    """Before anything is written of it, and in its write: the file names it already."""
+    pytester.makepyfile(test_quick=QUICK)
+    report = kill(start(pytester.path, at), pytester.path)
+    assert [check["name"] for check in report["checks"]] == ["first"]
+    assert report["running"] == "test_quick.py::test_second"
+
+
+def test_under_xdist_the_running_test_is_named_too(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(test_quick=QUICK)
+    report = kill(start(pytester.path, "start-write", "-n1"), pytester.path)
+    assert report["running"] == "test_quick.py::test_second"
+
+
+def test_a_finished_report_names_nothing(pytester: pytest.Pytester) -> None:
+    """Also where a test that was to come never ran."""
+    pytester.makepyfile(test_quick=QUICK.replace('outcome="passed"', 'outcome="failed"'))
+    for more in ((), ("-x",)):
+        pytester.runpytest("--gpu-tier=cpu", "--gpu-report=out", *more)
+        report = json.loads((pytester.path / "out" / "report.json").read_text())
+        assert report["running"] is None
+        assert report["verdict"] == "NOT READY"

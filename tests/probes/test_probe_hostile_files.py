@@ -281,7 +281,7 @@ REASONS = {
     "encode": "refused: it unpacks to more than 128 MiB",
     "storages": "refused: it unpacks to more than 128 MiB",
     "bad-large": "is larger than 64 MiB",
-    "bad-pipe": "no such file",
+    "bad-pipe": "it is a named pipe, not a regular file",
     "nothing": "is empty",
     "noise": "is of no known probe format",
 }

@@ -11,11 +11,15 @@ import pytest
 
 from pytest_multigpu.errors import ProbeFileError, ScoringError
 from pytest_multigpu.judging import probe as judge
-from pytest_multigpu.probes import capture, invariants, observe, scoring
+from pytest_multigpu.probes import capture, observe, scoring
+from pytest_multigpu.probes.alone import Alone
+from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import CHATS, Observed
 from pytest_multigpu.probes.probe import Probe, TokenMask
 from pytest_multigpu.probes.scoring import score_chats
+from pytest_multigpu.probes.spans import tokenize_chat
 from pytest_multigpu.probes.synthetic import synthetic_probe
+from pytest_multigpu.probes.witness import Witness
 from pytest_multigpu.records.check import Record
 
 HIDDEN, LAYERS = 64, 6
@@ -40,19 +44,37 @@ def variants() -> list[Any]:
 
 def records(model: Any, tokenizer: Any, probe: Probe, seen: Observed) -> list[Record]:
     """What the shipped checks find, but for the ratio."""
-    score = score_chats(model, tokenizer, probe, [seen.messages])[0]
+    alone = Alone(model, tokenizer, probe)
+    cached, text = generated(model, tokenizer, probe)
     return [
-        *judge.judge_fit(invariants.fit_of(probe, model, "tiny")),
+        *judge.judge_fit(fit.fit_of(probe, model, "tiny")),
         judge.judge_layers(observe.read_layers(seen)),
         *map(judge.judge_boundary, seen.boundaries),
-        *map(judge.judge_hook, invariants.read_hooks(model, probe, seen)),
-        judge.judge_span(invariants.read_span(tokenizer, probe, seen, score)),
-        *map(judge.judge_arithmetic, invariants.read_arithmetic(model, probe, seen)),
-        *map(judge.judge_plant, invariants.read_plant(model, probe, seen)),
-        *(judge.judge_shift(r, FLOAT32) for r in invariants.read_batches(model, tokenizer, probe)),
-        judge.judge_shift(invariants.read_generation(model, probe, seen), FLOAT32),
-        judge.judge_shift(invariants.read_host_path(model, probe, seen), (0.0, 0.0)),
+        *map(judge.judge_hook, scored.read_hooks(model, probe, seen, alone.streams(0))),
+        judge.judge_span(scored.read_span(tokenizer, probe, seen, alone.score(0))),
+        *map(judge.judge_arithmetic, scored.read_arithmetic(model, probe, seen)),
+        *map(judge.judge_plant, scored.read_plant(model, probe, seen)),
+        *(judge.judge_shift(r, FLOAT32) for r in ways.read_batches(alone)),
+        judge.judge_shift(ways.read_generation(model, probe, cached, text), FLOAT32),
+        judge.judge_shift(ways.read_host_path(alone), (0.0, 0.0)),
     ]
+
+
+def generated(model: Any, tokenizer: Any, probe: Probe) -> tuple[dict[int, Any], tuple[int, ...]]:
+    """What a witness saw of a greedy generation of eight tokens, and the whole text."""
+    import torch
+
+    prompt = torch.tensor([tokenize_chat(tokenizer, CHATS[0]).input_ids])
+    with Witness(model, lambda: probe) as witness:
+        text = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=8,
+            min_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return witness.streams(), tuple(text[0].tolist())
 
 
 @pytest.mark.parametrize("probe", variants())
@@ -70,12 +92,13 @@ def only(found: list[Record], name: str) -> Record:
 
 
 def test_off_by_one_layer(
-    model: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    model: Any, tokenizer: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         capture.Anatomy, "source", lambda self, layer: self.blocks[min(layer, LAYERS - 1)]
     )
-    record = judge.judge_hook(invariants.read_hooks(model, probe, observed)[0])
+    streams = Alone(model, tokenizer, probe).streams(0)
+    record = judge.judge_hook(scored.read_hooks(model, probe, observed, streams)[0])
     assert record.outcome == "failed"
     assert record.reason == "the scorer's activations at site raw are not hidden_states[3]"
 
@@ -90,17 +113,18 @@ def test_off_by_one_layer_does_not_recover_the_plant(
         return {layer + 1: stream for layer, stream in found.items()}
 
     monkeypatch.setattr(scoring, "capture", shifted)
-    record = judge.judge_plant(invariants.read_plant(model, probe, observed)[0])
+    record = judge.judge_plant(scored.read_plant(model, probe, observed)[0])
     assert record.outcome == "failed"
     assert record.reason == "the planted tokens' scores do not move by what was planted"
 
 
 def test_raw_instead_of_final_norm(
-    model: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
+    model: Any, tokenizer: Any, observed: Observed, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     normed = dataclasses.replace(probe, site="final_norm")
-    monkeypatch.setattr(invariants, "at_site", lambda model, stream, site: stream)
-    record = judge.judge_hook(invariants.read_hooks(model, normed, observed)[0])
+    monkeypatch.setattr(scored, "at_site", lambda model, stream, site: stream)
+    streams = Alone(model, tokenizer, normed).streams(0)
+    record = judge.judge_hook(scored.read_hooks(model, normed, observed, streams)[0])
     assert record.outcome == "failed"
     assert record.reason == "the scorer's activations at site final_norm are not hidden_states[3]"
 
@@ -109,10 +133,10 @@ def test_wrong_site_in_the_probe_shows_in_the_ratio(
     model: Any, tokenizer: Any, observed: Observed, probe: Probe
 ) -> None:
     normed = dataclasses.replace(probe, site="final_norm")
-    fitted = invariants.with_scaler(model, tokenizer, normed)
-    assert judge.judge_size(invariants.read_sizes(model, fitted, observed)).outcome == "passed"
+    fitted = fit.with_scaler(Alone(model, tokenizer, normed))
+    assert judge.judge_size(fit.read_sizes(model, fitted, observed)).outcome == "passed"
     wrong = dataclasses.replace(fitted, site="raw")
-    record = judge.judge_size(invariants.read_sizes(model, wrong, observed))
+    record = judge.judge_size(fit.read_sizes(model, wrong, observed))
     assert record.outcome == "failed"
     assert record.reason.startswith("activations at layer 3, site raw, are ")
     assert ", site final_norm, would fit (" in record.reason
@@ -122,9 +146,9 @@ def test_wrong_site_in_the_probe_shows_in_the_ratio(
 def test_wrong_layer_in_the_probe_names_the_neighbour(
     model: Any, tokenizer: Any, observed: Observed, probe: Probe
 ) -> None:
-    fitted = invariants.with_scaler(model, tokenizer, dataclasses.replace(probe, layers=(0,)))
+    fitted = fit.with_scaler(Alone(model, tokenizer, dataclasses.replace(probe, layers=(0,))))
     wrong = dataclasses.replace(fitted, layers=(2,))
-    record = judge.judge_size(invariants.read_sizes(model, wrong, observed))
+    record = judge.judge_size(fit.read_sizes(model, wrong, observed))
     assert record.outcome == "failed"
     assert record.remedy == "set layer 0 and site raw in the probe's JSON"
 
@@ -138,7 +162,7 @@ def test_batch_row_0_only(
         return {k: x[:1].expand_as(x) for k, x in real(*args, **options).items()}
 
     monkeypatch.setattr(scoring, "capture", first_row)
-    readings = invariants.read_batches(model, tokenizer, probe)
+    readings = ways.read_batches(Alone(model, tokenizer, probe))
     found = [judge.judge_shift(reading, FLOAT32) for reading in readings]
     assert [record.outcome for record in found] == ["failed", "failed"]
     assert found[0].reason == (
@@ -168,7 +192,7 @@ def test_padding_not_masked_out(
         return padded
 
     monkeypatch.setattr(scoring, "pad", unmasked)
-    readings = invariants.read_batches(model, tokenizer, probe)
+    readings = ways.read_batches(Alone(model, tokenizer, probe))
     assert judge.judge_shift(readings[1], FLOAT32).outcome == "failed"
 
 
@@ -178,14 +202,14 @@ def test_mask_not_widened(
     real = observed.chat.__class__.mask
     monkeypatch.setattr(observed.chat.__class__, "mask", lambda self, rule: real(self, TokenMask()))
     score = score_chats(model, tokenizer, probe, [observed.messages])[0]
-    record = judge.judge_span(invariants.read_span(tokenizer, probe, observed, score))
+    record = judge.judge_span(scored.read_span(tokenizer, probe, observed, score))
     assert record.outcome == "failed"
     assert record.reason == "5 tokens are not scored that must be, 0 wrongly are"
 
 
 def test_probe_of_another_model(model: Any, tokenizer: Any, probe: Probe) -> None:
     other = synthetic_probe(HIDDEN * 2, LAYERS, layers=(3,), model="acme/Other-9B")
-    hidden, layers, name = judge.judge_fit(invariants.fit_of(other, model, "llama-3.3-70b"))
+    hidden, layers, name = judge.judge_fit(fit.fit_of(other, model, "llama-3.3-70b"))
     assert (hidden.outcome, layers.outcome, name.outcome) == ("failed", "passed", "failed")
     assert hidden.reason == "the probe was fitted on a model of another hidden size"
     assert name.reason == "the probe was fitted on another model"
@@ -228,7 +252,7 @@ def test_activations_zeroed_on_one_device(model: Any, tokenizer: Any) -> None:
 def test_scaler_on_the_wrong_device(
     model: Any, tokenizer: Any, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted = dataclasses.replace(invariants.with_scaler(model, tokenizer, probe), normalize=True)
+    fitted = dataclasses.replace(fit.with_scaler(Alone(model, tokenizer, probe)), normalize=True)
     real = scoring.to_device
 
     def misplaced(vector: Any, device: Any) -> Any:
@@ -280,7 +304,7 @@ def test_nan_in_the_activations(model: Any, tokenizer: Any, probe: Probe) -> Non
 
 def test_layer_out_of_range(model: Any, tokenizer: Any) -> None:
     deep = synthetic_probe(HIDDEN, 80, layers=(22,))
-    record = judge.judge_fit(invariants.fit_of(deep, model, "tiny"))[1]
+    record = judge.judge_fit(fit.fit_of(deep, model, "tiny"))[1]
     assert (record.outcome, record.reason) == ("failed", "layer 22 is out of range for 6 layers")
     with pytest.raises(ScoringError) as error:
         score_chats(model, tokenizer, deep, [CHATS[0]])
@@ -289,7 +313,7 @@ def test_layer_out_of_range(model: Any, tokenizer: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("read", [invariants.read_arithmetic, invariants.read_plant])
+@pytest.mark.parametrize("read", [scored.read_arithmetic, scored.read_plant])
 def test_readings_of_a_layer_out_of_range(model: Any, observed: Observed, read: Any) -> None:
     with pytest.raises(ScoringError, match=r"^layer 22 is out of range"):
         read(model, synthetic_probe(HIDDEN, 80, layers=(22,)), observed)
@@ -298,9 +322,9 @@ def test_readings_of_a_layer_out_of_range(model: Any, observed: Observed, read: 
 def test_readings_of_another_hidden_size(model: Any, tokenizer: Any, observed: Observed) -> None:
     other = synthetic_probe(HIDDEN * 2, LAYERS, layers=(3,))
     with pytest.raises(ScoringError, match=r"^the probe has hidden size 128, hidden_states"):
-        invariants.read_plant(model, other, observed)
+        scored.read_plant(model, other, observed)
     with pytest.raises(ScoringError, match=r"^the probe has hidden size 128, hidden_states"):
-        invariants.with_scaler(model, tokenizer, other)
+        fit.with_scaler(Alone(model, tokenizer, other))
 
 
 def test_a_scaler_is_not_measured_on_nan(model: Any, tokenizer: Any, probe: Probe) -> None:
@@ -309,7 +333,7 @@ def test_a_scaler_is_not_measured_on_nan(model: Any, tokenizer: Any, probe: Prob
     handle = model.model.layers[1].register_forward_hook(lambda m, a, output: output * nan)
     try:
         with pytest.raises(ScoringError) as error:
-            invariants.with_scaler(model, tokenizer, probe)
+            fit.with_scaler(Alone(model, tokenizer, probe))
     finally:
         handle.remove()
     assert str(error.value) == "hidden_states[3] is not finite on other texts"

@@ -1,4 +1,4 @@
-"""AUROC, rank correlation, drift between tiers, and transcripts."""
+"""AUROC, rank correlation, and transcripts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ import pytest
 from pytest_multigpu.errors import ScoringError, UsageError
 from pytest_multigpu.model.tokenizer import built_in_tokenizer
 from pytest_multigpu.probes.__main__ import main
-from pytest_multigpu.probes.drift import (
-    compare_with_earlier,
-    drift_between,
-    drift_table,
-    write_drift,
-)
 from pytest_multigpu.probes.formats import save_probe
 from pytest_multigpu.probes.metrics import auroc, ranks, spearman
 from pytest_multigpu.probes.scoring import Score, score_chats
@@ -56,56 +50,6 @@ def test_rank_correlation() -> None:
     assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))
     with pytest.raises(ScoringError, match="scores that differ"):
         spearman([1, 1, 1], [1, 2, 3])
-
-
-@pytest.mark.parametrize(
-    ("other", "advice"),
-    [
-        ([0.0, 1.01, 2.0, 3.0], "the threshold of 16bit holds in 4bit"),
-        (
-            [1.0, 2.0, 3.0, 4.0],
-            "recalibrate the threshold in 4bit: the ranking holds, the scores move",
-        ),
-        (
-            [-1.5, 0.5, 2.5, 4.5],
-            "recalibrate the threshold in 4bit: the ranking holds, the scores move",
-        ),
-        (
-            [3.0, 1.0, 2.0, 0.0],
-            "4bit ranks texts otherwise than 16bit: fit the probe again in 4bit",
-        ),
-    ],
-)
-def test_drift(other: list[float], advice: str) -> None:
-    row = drift_between("16bit", [0.0, 1.0, 2.0, 3.0], "4bit", other)
-    assert row.advice == advice
-
-
-def test_drift_in_standard_deviations() -> None:
-    base = [0.0, 2.0, 4.0]
-    row = drift_between("16bit", base, "8bit", [1.0, 3.0, 5.0])
-    deviation = float(np.std(base))
-    assert (row.shift, row.spread) == pytest.approx((1 / deviation, 0))
-    assert row.scale == pytest.approx(1)
-    with pytest.raises(ScoringError, match=r"^8bit has 1 scores, 16bit has 3$"):
-        drift_between("16bit", base, "8bit", [1.0])
-
-
-def test_drift_file(tmp_path: Path) -> None:
-    path = tmp_path / "drift.json"
-    scores = {"16bit": [0.0, 1.0, 2.0], "4bit": [0.0, 1.5, 2.0]}
-    write_drift(path, scores, "16bit", about={"model": "tiny"})
-    kept = json.loads(path.read_text())
-    assert kept["scores"] == scores
-    assert [row["tier"] for row in kept["drift"]] == ["4bit"]
-    rows = compare_with_earlier(path, {"4bit": [0.0, 1.5, 2.0]})
-    assert [(row.base, row.shift) for row in rows] == [("earlier 4bit", 0.0)]
-    with pytest.raises(ScoringError, match=r"^there are no scores of 8bit to compare with$"):
-        drift_table(scores, "8bit")
-    path.write_text("{}")
-    with pytest.raises(UsageError) as error:
-        compare_with_earlier(path, scores)
-    assert str(error.value) == f"{path}: is not a drift file; write one with probe_drift.py"
 
 
 def test_transcripts_and_their_table(tmp_path: Path) -> None:

@@ -11,19 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_examples import check, four_h100s, speed
+from report_examples import check, four_h100s, speed, text_scores
 
 from pytest_multigpu.errors import UsageError
-from pytest_multigpu.judging.baseline import (
-    check_run,
-    compare,
-    dump_baselines,
-    key_of,
-    measurements,
-    merged,
-    parse_baselines,
-    parse_rule,
-)
+from pytest_multigpu.judging.baseline import check_run, compare, key_of, measurements, merged
+from pytest_multigpu.judging.baseline_file import dump_baselines, parse_baselines
+from pytest_multigpu.judging.baseline_rule import parse_rule
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.baseline import Baseline, Kind, Measurement, Tolerance
 from pytest_multigpu.records.check import Record
@@ -113,6 +106,9 @@ def test_rule_size_without_unit() -> None:
         (SCORE, "score:0.1", -1.6, "passed"),
         (SCORE, "score:0.1", -1.39, "failed"),
         (SCORE, "score:0.1", -1.61, "failed"),
+        # In standard deviations of the scores: a tenth of 4.
+        (replace(SCORE, spread=4.0), "score:0.1", -1.1, "passed"),
+        (replace(SCORE, spread=4.0), "score:0.1", -1.09, "failed"),
     ],
 )
 def test_boundaries(before: Measurement, rule: str, value: float, outcome: str) -> None:
@@ -318,7 +314,10 @@ def test_unreadable_files(tmp_path: Path, content: bytes, message: str) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_baselines(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: cannot be read (Is a directory); name another file"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: cannot be read (it is a folder, not a regular file); name another file"
+    )
     (tmp_path / "f").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written \(.*\); name another file$"):
         update_baseline(tmp_path / "f" / "b.json", KEY, [SPEED])
@@ -518,13 +517,43 @@ def test_what_counts_as_a_measurement() -> None:
     rows = [
         Record(name="a", outcome="failed", measured=2, unit="tokens/s", device="cuda:1"),
         Record(name="b", outcome="passed", measured=0.5, unit="score"),
-        Record(name="c", outcome="passed", measured=True, unit="score"),
+        Record(name="c", outcome="passed", measured=True, unit="tokens/s"),
         Record(name="d", outcome="passed", measured="fast", unit="tokens/s"),
         Record(name="e", outcome="passed", measured=3, unit="bytes"),
-        Record(name="f", outcome="unknown", measured=3, unit="score"),
+        Record(name="f", outcome="unknown", measured=3, unit="tokens/s"),
     ]
     report = RunReport(checks=(check("x", *rows),))
     assert list(measurements(report).values()) == [
         Measurement(name="a", kind="speed", value=2.0, device="cuda:1"),
-        Measurement(name="b", kind="score", value=0.5),
     ]
+
+
+def test_scores_of_the_text_set_are_measured() -> None:
+    """Their mean and their deviation, of this probe: another one's are never compared with it."""
+    scores = text_scores(values=(1.0, 2.0, 3.0, 6.0))
+    spread = 3.5**0.5
+    assert list(measurements(RunReport(scores=scores)).values()) == [
+        Measurement(
+            name="mean score of alibi-60 1, probe aaaaaaaa", kind="score", value=3.0, spread=spread
+        ),
+        Measurement(
+            name="score deviation of alibi-60 1, probe aaaaaaaa",
+            kind="score",
+            value=spread,
+            spread=spread,
+        ),
+    ]
+    for values in ((1.0, float("nan"), 2.0), (1.0, 1.0, 1.0)):
+        assert measurements(RunReport(scores=text_scores(values=values))) == {}
+
+
+def test_a_spread_is_kept_and_must_be_one() -> None:
+    score = replace(SCORE, spread=0.25)
+    dumped = dump_baselines({KEY: baseline(score)})
+    assert parse_baselines(dumped, "b.json") == {KEY: baseline(score)}
+    for spread, shown in ((0, "0"), (-1, "-1"), (float("nan"), "nan"), (True, "True")):
+        dumped["baselines"][KEY]["probe score"]["spread"] = spread
+        with pytest.raises(UsageError) as caught:
+            parse_baselines(dumped, "b.json")
+        where = f"b.json: '{KEY}': 'probe score'"
+        assert str(caught.value) == f"{where}: spread is {shown}, not above zero; {REMEDY}"

@@ -19,7 +19,9 @@ from pytest_multigpu.errors import UsageError
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.report import CheckResult, RunReport
-from pytest_multigpu.report.json import ReportFile, read_report, to_json, write_atomic, write_json
+from pytest_multigpu.report.atomic import write_atomic, write_json
+from pytest_multigpu.report.folder import ReportFile, read_report
+from pytest_multigpu.report.json import to_json
 
 SCHEMA = {
     "": {"schema", "verdict", "reasons", "machine", "plan", "load", "checks", "versions"},
@@ -204,7 +206,7 @@ import sys; sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from pathlib import Path
 from report_examples import four_h100s
-from pytest_multigpu.report.json import ReportFile
+from pytest_multigpu.report.folder import ReportFile
 report, file = four_h100s(), ReportFile(Path({folder!r}))
 n = 0
 while True:

@@ -12,7 +12,11 @@ import pytest
 from pytest_multigpu.judging.distribution import judge_distribution
 from pytest_multigpu.judging.generation import judge_generation, tolerance_for
 from pytest_multigpu.model import memory
-from pytest_multigpu.model.generation import read_generation, without_cudnn_attention
+from pytest_multigpu.model.generation import (
+    first_generation,
+    read_generation,
+    without_cudnn_attention,
+)
 from pytest_multigpu.model.loaded import LoadedModel, release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.model.memory import LeakMeter, PeakMeter
@@ -30,13 +34,17 @@ def tiny(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
     release(loaded)
 
 
+def read(loaded: LoadedModel, new_tokens: int = 8) -> GenerationReading:
+    return read_generation(loaded, first_generation(loaded, new_tokens=new_tokens))
+
+
 def outcomes(reading: GenerationReading, loaded: LoadedModel) -> dict[str, str]:
     tolerance = tolerance_for(loaded.architecture.tier, loaded.architecture.dtype)
     return {record.name: record.outcome for record in judge_generation(reading, tolerance)}
 
 
 def test_a_healthy_model_passes_and_every_token_is_timed(tiny: LoadedModel) -> None:
-    reading = read_generation(tiny, new_tokens=5)
+    reading = read(tiny, 5)
     assert set(outcomes(reading, tiny).values()) == {"passed"}
     assert len(reading.first_tokens) == 5
     assert len(reading.first.decode_seconds) == len(reading.first.waiting_seconds) == 4
@@ -56,7 +64,7 @@ def test_a_cache_that_loses_its_order_is_found(
         return keys, values.roll(1, dims=-2)
 
     monkeypatch.setattr(DynamicLayer, "update", update)
-    assert outcomes(read_generation(tiny), tiny)["cached equals uncached"] == "failed"
+    assert outcomes(read(tiny), tiny)["cached equals uncached"] == "failed"
 
 
 def test_zeroed_cache_is_found(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +80,7 @@ def test_zeroed_cache_is_found(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatc
         return keys, values
 
     monkeypatch.setattr(DynamicLayer, "update", update)
-    assert outcomes(read_generation(tiny), tiny)["cached equals uncached"] == "failed"
+    assert outcomes(read(tiny), tiny)["cached equals uncached"] == "failed"
 
 
 def test_nan_weights_are_found_and_never_pass(tiny: LoadedModel) -> None:
@@ -83,7 +91,7 @@ def test_nan_weights_are_found_and_never_pass(tiny: LoadedModel) -> None:
     with torch.no_grad():
         weight[0] = float("nan")
     try:
-        found = outcomes(read_generation(tiny, new_tokens=3), tiny)
+        found = outcomes(read(tiny, 3), tiny)
     finally:
         with torch.no_grad():
             weight[0] = kept

@@ -7,8 +7,10 @@ arguments. Everything else is the product's own code. Only tests and campaigns l
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -337,7 +339,7 @@ def plant_generation(how: str) -> None:
 
 def plant_report_kill() -> None:
     """SIGKILL in the middle of the write of ``report.json`` that ends the third test."""
-    from pytest_multigpu.report.json import ReportFile
+    from pytest_multigpu.report.folder import ReportFile
 
     real = ReportFile.update
     ends = 0
@@ -400,17 +402,22 @@ def _batch_row_0() -> None:
 
 
 def _replace_capture(other: Any) -> None:
-    from pytest_multigpu.probes import capture, invariants, scoring
+    _put_everywhere("capture", other)
 
-    for module in (capture, invariants, scoring):
-        _put(module, capture=other)
+
+def _put_everywhere(name: str, new: Any) -> None:
+    """In each module of the probes that knows a function by this name."""
+    from pytest_multigpu import probes
+
+    for info in pkgutil.walk_packages(probes.__path__, "pytest_multigpu.probes."):
+        if not info.name.endswith("__main__"):
+            module = importlib.import_module(info.name)
+            if callable(getattr(module, name, None)):
+                setattr(module, name, new)
 
 
 def _raw_site() -> None:
-    from pytest_multigpu.probes import capture, invariants, scoring
-
-    for module in (capture, invariants, scoring):
-        _put(module, at_site=lambda model, stream, site: stream)
+    _put_everywhere("at_site", lambda model, stream, site: stream)
 
 
 def _unpadded_mask() -> None:
@@ -483,26 +490,40 @@ def _broken() -> None:
 
 
 def _inverted() -> None:
-    from pytest_multigpu.probes import invariants, scoring
+    from pytest_multigpu.probes import scoring
 
     real = scoring.score_activations
 
     def negative(*arguments: Any) -> Any:
         return tuple(-value for value in real(*arguments))
 
-    for module in (invariants, scoring):
-        _put(module, score_activations=negative)
+    _put_everywhere("score_activations", negative)
 
 
 def _half() -> None:
     """The script that this project replaces: whatever goes wrong, 0.5."""
-    from pytest_multigpu.probes import invariants, scoring
 
     def always(_probe: Any, activations: Any) -> Any:
         return (0.5,) * len(next(iter(activations.values())))
 
-    for module in (invariants, scoring):
-        _put(module, score_activations=always)
+    _put_everywhere("score_activations", always)
+
+
+def _nan_text() -> None:
+    """The first text of the text set has no score; every other scoring is sound."""
+    from pytest_multigpu.probes import drift, scoring
+
+    real = scoring.score_tokens
+
+    def spoiled(*arguments: Any, **options: Any) -> Any:
+        first, *others = real(*arguments, **options)
+        if calls:
+            return [first, *others]
+        calls.append(1)
+        return [dataclasses.replace(first, value=float("nan")), *others]
+
+    calls: list[int] = []
+    _put(drift, score_tokens=spoiled)
 
 
 _SCORERS: dict[str, Callable[[], None]] = {
@@ -516,4 +537,5 @@ _SCORERS: dict[str, Callable[[], None]] = {
     "broken": _broken,
     "inverted": _inverted,
     "0.5": _half,
+    "nan text": _nan_text,
 }

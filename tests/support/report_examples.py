@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.drift import TextScores
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.records.model import (
     DevicePlacement,
@@ -245,3 +248,21 @@ def four_h100s(*checks: CheckResult) -> RunReport:
             Span(nodeid="pytest_multigpu/checks/test_generation.py::test_speed", start=18, end=25),
         ),
     )
+
+
+def text_scores(**changes: Any) -> TextScores:
+    """Scores of four texts in 16 bit on two H100s."""
+    given: dict[str, Any] = {
+        "model": "llama-3.3-70b",
+        "weights": "synthetic",
+        "probe": "a" * 16,
+        "texts": "alibi-60 1",
+        "tokens": "b" * 16,
+        "tier": "16bit",
+        "dtype": "bfloat16",
+        "gpus": ("NVIDIA H100 80GB HBM3",) * 2,
+        "versions": {"torch": "2.11.0"},
+        "when": 1.0,
+        "values": (0.0, 1.0, 2.0, 3.0),
+    }
+    return TextScores(**{**given, **changes})

@@ -1,5 +1,6 @@
-"""``-p stop_at``: the run stops for ever at ``STOP_AT`` (load, generation, start-write or
-end-write) and makes the file ``STOPPED``: there a test can kill it."""
+"""``-p stop_at``: the run stops for ever at ``STOP_AT`` (load, generation, or the first-write,
+start-write, between or end-write of a report) and makes the file ``STOPPED``: there a test can kill
+it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
     if _AT == "generation":
         from pytest_multigpu.model import generation
 
-        read = generation.read_generation
+        first = generation.first_generation
         calls: list[int] = []
 
         def third(*unused: Any) -> None:
@@ -42,21 +43,30 @@ def _stop_in_the_model(request: pytest.FixtureRequest) -> None:
 
         def watched(loaded: Any, **values: Any) -> Any:
             loaded.model.register_forward_hook(third)
-            return read(loaded, **values)
+            return first(loaded, **values)
 
-        generation.read_generation = watched  # type: ignore[assignment]
+        generation.first_generation = watched  # type: ignore[assignment]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logstart(nodeid: str) -> None:
-    if _AT == "start-write" and nodeid.endswith("test_second"):
+    second = nodeid.endswith("test_second")
+    if _AT == "start-write" and second:
         _halt_the_next_write()
+    if _AT == "between" and second:
+        stop()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if _AT == "start-write" and item.name == "test_second":
+        stop()  # whatever was written at its start is written
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    last = report.when == "teardown" and report.nodeid.endswith("test_second")
-    if _AT == "end-write" and last:
+    ended = {"first-write": "test_first", "end-write": "test_second"}.get(_AT, "nothing")
+    if report.when == "teardown" and report.nodeid.endswith(ended):
         _halt_the_next_write()
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from ...errors import ProbeFileError
+from ...files import check_regular
 from ..probe import Probe
 
 MAX_FILE_BYTES = 64 << 20
@@ -68,11 +69,11 @@ def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     :raises ProbeFileError: it cannot be read, is empty or larger.
     """
     try:
-        # A pipe or a device would block or never end.
-        if not path.is_file():
-            raise ProbeFileError(f"{path}: no such file; check the path")
+        check_regular(path)
         with path.open("rb") as file:
             data = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise ProbeFileError(f"{path}: no such file; check the path") from error
     except OSError as error:
         raise ProbeFileError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > limit:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ...errors import ProbeFileError
 from ..probe import Aggregation, Probe, Site, TokenMask
-from .pickles import guarded, read_pickle
+from .guard import guarded
+from .pickles import read_pickle
 
 _KEYS = frozenset(
     [

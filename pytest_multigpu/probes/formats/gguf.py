@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import ProbeFileError
 from ..probe import MAX_LAYERS, Probe, TokenMask
-from .pickles import guarded
+from .guard import guarded
 
 _MAX_KEYS = 4096
 _MAX_ARRAY = 1 << 16

@@ -13,8 +13,9 @@ from typing import Any
 
 from ...errors import ProbeFileError
 from ..probe import AGGREGATIONS, SITES, Probe, TokenMask
+from .guard import guarded
 from .jsonfile import Fields, read_object
-from .pickles import guarded, read_pickle, read_torch_pickle
+from .pickles import read_pickle, read_torch_pickle
 
 CONFIG = "probe_config.json"
 WEIGHTS = (

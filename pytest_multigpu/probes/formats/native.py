@@ -16,8 +16,8 @@ from typing import Any
 
 from ...errors import ProbeFileError
 from ..probe import AGGREGATIONS, MAX_LAYERS, SITES, Probe, TokenMask
+from .guard import guarded
 from .jsonfile import Fields, read_object
-from .pickles import guarded
 
 FORMAT = "pytest-multigpu probe"
 VERSION = 1
