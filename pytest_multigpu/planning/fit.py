@@ -13,7 +13,8 @@ from ..records.plan import Architecture, DeviceMap, Plan, Tier
 from ..records.tiers import GPU_TIERS
 from ..units import gib
 from .partition import balanced
-from .peaks import kv_bytes, predict
+from .peaks import predict
+from .replay import kv_bytes
 
 LONGEST = 1 << 20
 """Tokens; where the model states no ``max_position_embeddings``."""

@@ -17,7 +17,7 @@ from ..records.machine import Machine
 from ..records.plan import Architecture, Block
 from .costs import costs_for
 from .device_maps import device_of
-from .peaks import kv_bytes, replay
+from .replay import kv_bytes, replay
 
 ROUNDS = 3
 """Predict, partition, predict again with what each GPU then holds beside weights and KV."""

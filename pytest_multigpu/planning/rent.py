@@ -17,7 +17,7 @@ from ..records.rent import RentRow
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
-from .peaks import kv_bytes, replay
+from .replay import kv_bytes, replay
 
 EFFICIENCY = 0.8
 MS_PER_LAYER: dict[Tier, float] = {"16bit": 1.25, "8bit": 6.9, "4bit": 1.37, "cpu": 1.25}

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_multigpu.planning.costs import CPU, HOPPER, OTHER, Costs
-from pytest_multigpu.planning.peaks import predict, replay
+from pytest_multigpu.planning.peaks import predict
+from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan
 from pytest_multigpu.units import GIB, MIB
