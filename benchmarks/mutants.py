@@ -70,6 +70,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
     "planning.replay": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
     "planning.rent": (f"{_PLAN}rent.py",),
+    "planning.search": (f"{_PLAN}search.py",),
     "planning.simulate": (f"{_PLAN}catalogue.py",),
     "judging.verdict": ("tests/report/test_report_verdict.py",),
     "judging.baseline": ("tests/report/test_report_baseline.py",),

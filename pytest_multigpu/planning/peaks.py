@@ -14,7 +14,119 @@ from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan
 from .costs import CPU, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
 from .reasons import reasons
-from .replay import NEW_TOKENS, Use, kv_bytes, replay
+from .replay import NEW_TOKENS, Loaded, Use, kv_bytes, replay
+from .search import Fit
+
+
+class Predictor:
+    """One placement of a model on a machine, to be asked about any context."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        device_map: DeviceMap,
+        machine: Machine,
+        *,
+        costs: Mapping[int, Costs] | None = None,
+    ) -> None:
+        """
+        :param costs: measured constants by CUDA index, instead of the table's.
+        :raises UsageError: a block that the map does not cover.
+        """
+        self.architecture = architecture
+        self.placed = expand(architecture, device_map)
+        self.offloaded = tuple(
+            block.name
+            for block in architecture.blocks
+            if self.placed[block.name] in OFFLOAD and architecture.tier != "cpu"
+        )
+        indices = sorted({place for place in self.placed.values() if isinstance(place, int)})
+        visible = machine.visible_gpus
+        self.cards = {i: visible[i] for i in indices if i < len(visible)}
+        self.limits = {i: self.cards[i].free_bytes if i in self.cards else 0 for i in indices}
+        self.rooms = {i: limit - int(limit * SPARE_SHARE) for i, limit in self.limits.items()}
+        prices = {
+            i: (costs or {}).get(i)
+            or costs_for(self.cards[i].capability if i in self.cards else None)
+            for i in indices
+        }
+        self._loaded = Loaded(architecture, self.placed, prices)
+
+    def plan(
+        self,
+        *,
+        context_tokens: int,
+        batch: int,
+        weights: Literal["synthetic", "checkpoint"],
+        placement: str,
+        new_tokens: int = NEW_TOKENS,
+    ) -> Plan:
+        """Bytes per GPU, whether it fits, why not.
+
+        :param context_tokens: tokens in the cache at the end, prompt and generated, per sequence.
+        """
+        free = self._loaded.run(context_tokens=context_tokens, batch=batch, new_tokens=new_tokens)
+        tight = {i for i, use in free.items() if use.peaks.worst_bytes > self.rooms[i]}
+        used = free
+        if tight:
+            # Near its limit torch gives cached memory back and asks again: that may still do.
+            used = self._loaded.run(
+                context_tokens=context_tokens,
+                batch=batch,
+                new_tokens=new_tokens,
+                limits=self.rooms,
+            )
+        short = {
+            i: free[i].peaks.worst_bytes - self.rooms[i] for i in tight if used[i].missing_bytes
+        }
+        devices = [
+            _device_plan(
+                self.architecture,
+                self.placed,
+                index,
+                free[index] if index in short else used[index],
+                self.limits[index],
+                context=context_tokens,
+                batch=batch,
+            )
+            for index in free
+        ]
+        devices += _host_plans(self.architecture, self.placed, context_tokens, batch)
+        return Plan(
+            architecture=self.architecture,
+            weights=weights,
+            placement=placement,
+            context_tokens=context_tokens,
+            batch=batch,
+            fits=not short and not self.offloaded,
+            reasons=reasons(
+                devices,
+                short,
+                self.offloaded,
+                self.placed,
+                self.cards,
+                context=context_tokens,
+                batch=batch,
+            ),
+            devices=tuple(devices),
+            device_map=self.placed,
+            offloaded=self.offloaded,
+        )
+
+    def fit(self, *, context_tokens: int, batch: int) -> Fit:
+        """Whether a plan of that context would fit, without making it."""
+        used = self._loaded.run(
+            context_tokens=context_tokens, batch=batch, limits=self.rooms, enough_if_short=True
+        )
+        fits = not self.offloaded and not any(use.missing_bytes for use in used.values())
+        for index, use in used.items():
+            # While loading, the plan counts less outside the allocator than this limit does.
+            if 0 < use.missing_at_load_bytes <= self._loaded.costs[index].module_bytes:
+                fits = self.plan(
+                    context_tokens=context_tokens, batch=batch, weights="synthetic", placement=""
+                ).fits
+        spare = [self.rooms[index] - use.least_bytes for index, use in used.items()]
+        return Fit(fits=fits, spare_bytes=min(spare, default=0))
 
 
 def predict(
@@ -29,75 +141,13 @@ def predict(
     new_tokens: int = NEW_TOKENS,
     costs: Mapping[int, Costs] | None = None,
 ) -> Plan:
-    """The plan for a model placed by ``device_map``: bytes per GPU, whether it fits, why not.
-
-    :param context_tokens: tokens in the cache at the end, prompt and generated, per sequence.
-    :param costs: measured constants by CUDA index, instead of the table's.
-    :raises UsageError: a block that the map does not cover.
-    """
-    placed = expand(architecture, device_map)
-    offloaded = tuple(
-        block.name
-        for block in architecture.blocks
-        if placed[block.name] in OFFLOAD and architecture.tier != "cpu"
-    )
-    indices = sorted({place for place in placed.values() if isinstance(place, int)})
-    visible = machine.visible_gpus
-    known = {i: visible[i] for i in indices if i < len(visible)}
-    prices = {
-        i: (costs or {}).get(i) or costs_for(known[i].capability if i in known else None)
-        for i in indices
-    }
-    limits = {i: known[i].free_bytes if i in known else 0 for i in indices}
-    free = replay(
-        architecture,
-        placed,
-        prices,
+    """The plan for a model placed by ``device_map``: see :class:`Predictor`."""
+    return Predictor(architecture, device_map, machine, costs=costs).plan(
         context_tokens=context_tokens,
         batch=batch,
-        new_tokens=new_tokens,
-    )
-    rooms = {i: limit - int(limit * SPARE_SHARE) for i, limit in limits.items()}
-    tight = {i for i in indices if free[i].peaks.worst_bytes > rooms[i]}
-    used = free
-    if tight:
-        # Near its limit torch gives cached memory back and asks again: that may still do.
-        used = replay(
-            architecture,
-            placed,
-            prices,
-            context_tokens=context_tokens,
-            batch=batch,
-            new_tokens=new_tokens,
-            limits=rooms,
-        )
-    short = {i: free[i].peaks.worst_bytes - rooms[i] for i in tight if used[i].missing_bytes}
-    devices = [
-        _device_plan(
-            architecture,
-            placed,
-            index,
-            free[index] if index in short else used[index],
-            limits[index],
-            context=context_tokens,
-            batch=batch,
-        )
-        for index in indices
-    ]
-    devices += _host_plans(architecture, placed, context_tokens, batch)
-    return Plan(
-        architecture=architecture,
         weights=weights,
         placement=placement,
-        context_tokens=context_tokens,
-        batch=batch,
-        fits=not short and not offloaded,
-        reasons=reasons(
-            devices, short, offloaded, placed, known, context=context_tokens, batch=batch
-        ),
-        devices=tuple(devices),
-        device_map=placed,
-        offloaded=offloaded,
+        new_tokens=new_tokens,
     )
 
 
