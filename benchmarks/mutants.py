@@ -65,6 +65,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.forward": _FORWARD,
     "planning.linears": (f"{_PLAN}linears.py", f"{_PLAN}forward.py"),
     "planning.load": (f"{_PLAN}load.py", f"{_PLAN}forward.py"),
+    "planning.max_memory": (f"{_PLAN}max_memory.py",),
     "planning.partition": (f"{_PLAN}partition.py",),
     "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
     "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),

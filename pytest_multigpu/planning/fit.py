@@ -112,9 +112,11 @@ def remedies(
         return ()
     found: list[str] = []
     tokens, batch = plan.context_tokens, plan.batch
+    mendable = False
     if plan.placement != "balanced" and machine.visible:
         spread = _balanced_plan(plan.architecture, machine, tokens, batch)
         if spread is not None and spread.fits:
+            mendable = True
             found.append(f"--gpu-placement=balanced fits: {_fullest(spread)}")
     if not plan.offloaded and machine.visible:
         context = largest_context(plan.architecture, plan.device_map, machine, batch=batch)
@@ -126,7 +128,8 @@ def remedies(
         if other is not None and other.fits:
             found.append(f"--gpu-tier={tier} --gpu-placement=balanced fits: {_fullest(other)}")
             break
-    more = _more_gpus(plan, machine, most_gpus)
+    # Nothing needs to be rented or freed where another placement does.
+    more = "" if mendable else _more_gpus(plan, machine, most_gpus)
     if more:
         found.append(more)
     return tuple(found)

@@ -1,0 +1,124 @@
+"""The plans of a run on machines that aren't there: what is chosen, and how auto is mended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pytest_multigpu.errors import LoadError
+from pytest_multigpu.model import automap
+from pytest_multigpu.options import Settings
+from pytest_multigpu.planbook import PlanBook
+from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.records.plan import Plan, Tier
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for these tests, so that the model is built once for each tier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def chosen(spec: str, tier: Literal["auto"] | Tier, placement: str = "auto") -> Plan:
+    settings = Settings(tier=tier, placement=placement)
+    return PlanBook(settings, simulate(spec), os.environ).chosen
+
+
+@pytest.mark.parametrize(
+    ("spec", "tier", "call"),
+    [("1xH200", "16bit", '{0: "132GiB"}'), ("1xH100", "8bit", '{0: "76GiB"}')],
+)
+def test_where_auto_fails_and_a_max_memory_mends_it(spec: str, tier: Tier, call: str) -> None:
+    plan = chosen(spec, tier)
+    assert not plan.fits
+    assert plan.mendable
+    assert plan.remedies[0].startswith("--gpu-placement=balanced fits: GPU 0 would peak at ")
+    assert plan.remedies[1] == (
+        f'from_pretrained(..., device_map="auto", max_memory={call}) places it as balanced does'
+    )
+    assert not [text for text in plan.remedies if text.startswith(("rent", "1 x"))]
+    spread = chosen(spec, tier, "balanced")
+    assert spread.fits
+    assert spread.remedies == ()
+    assert spread.max_memory == plan.max_memory is not None
+
+
+def test_where_balanced_has_no_max_memory() -> None:
+    plan = chosen("4xH100", "4bit", "balanced")
+    assert plan.fits
+    assert plan.max_memory is None
+
+
+def test_auto_that_fits_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("searched")
+
+    monkeypatch.setattr(automap, "search_max_memory", fail)
+    assert chosen("4xH100", "16bit").max_memory is None
+    assert chosen("2xH100", "auto").max_memory is None
+    # Nothing fits: nothing to come out as.
+    assert chosen("1x24GiB", "16bit").max_memory is None
+    assert chosen("1x24GiB", "16bit", "balanced").max_memory is None
+
+
+def test_a_bitsandbytes_that_does_not_import_costs_the_line_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = chosen("2xL40S", "8bit", "balanced")
+
+    def broken(*_: object, **__: object) -> None:
+        raise LoadError("bitsandbytes cannot be imported")
+
+    monkeypatch.setattr(automap, "search_max_memory", broken)
+    assert chosen("2xL40S", "8bit", "balanced") == expected
+
+
+def test_the_plan_on_the_terminal_and_in_the_report(
+    pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    result = pytester.runpytest(
+        "--gpu-plan",
+        "--gpu-simulate=1xH200",
+        "--gpu-tier=16bit",
+        "--gpu-placement=balanced",
+        f"--gpu-report={tmp_path}",
+    )
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            'auto places it like this with from_pretrained(..., device_map="auto", '
+            'max_memory={0: "132GiB"})',
+            "the plan fits",
+        ],
+        consecutive=True,
+    )
+    assert '"max_memory": {"0": "132GiB"}' in (tmp_path / "report.json").read_text()
+
+
+def test_a_warm_plan_imports_neither_torch_nor_transformers() -> None:
+    """Quick runs and --gpu-plan make it: with a max_memory, and where there is none."""
+    chosen("4xH100", "16bit", "balanced")
+    chosen("4xH100", "4bit", "balanced")
+    chosen("1xH200", "16bit")
+    code = (
+        "import os, sys\n"
+        "from pytest_multigpu.options import Settings\n"
+        "from pytest_multigpu.planbook import PlanBook\n"
+        "from pytest_multigpu.planning.simulate import simulate\n"
+        "def chosen(spec, **asked):\n"
+        "    return PlanBook(Settings(**asked), simulate(spec), os.environ).chosen\n"
+        "assert chosen('4xH100', tier='16bit', placement='balanced').max_memory\n"
+        "assert not chosen('4xH100', tier='4bit', placement='balanced').max_memory\n"
+        "assert chosen('1xH200', tier='16bit').max_memory\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'accelerate', 'bitsandbytes'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
