@@ -17,15 +17,14 @@ from .errors import UsageError
 from .files import read_text, why_unread
 from .options import Settings
 from .records.machine import Machine
-from .records.plan import TIERS, Architecture, DeviceMap, Plan, Tier
+from .records.plan import TIERS, Architecture, DeviceMap, MaxMemory, Plan, Tier, auto_call
 from .records.tiers import GPU_TIERS
 from .requirements import GpuRequirement, unmet
-from .units import GIB, gib
+from .units import gib
 
 if TYPE_CHECKING:
     from .model.config import ResolvedModel
     from .planning.catalogue import GpuType
-    from .records.automap import AutoMap
     from .records.rent import RentRow
 
 
@@ -91,7 +90,9 @@ class PlanBook:
             named = self.settings.named_tier
             tiers = GPU_TIERS if named is None else (named,)
             fitting, refused = choose_tier(self.plan, tiers)
-            self.made = fitting or self._with_remedies(refused[-1])
+            self.made = (
+                self._with_max_memory(fitting) if fitting else self._with_remedies(refused[-1])
+            )
         return self.made
 
     def plan(self, tier: Tier) -> Plan:
@@ -166,15 +167,33 @@ class PlanBook:
         smaller = GPU_TIERS[GPU_TIERS.index(tier) + 1 :] if tier in GPU_TIERS else ()
         architectures = {name: self.architecture(name) for name in (tier, *smaller)}
         found = remedies(plan, self.machine, architectures=architectures)
-        mendable = self.settings.placement != "balanced" and self._balanced_fits(architecture)
-        return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=mendable)
+        spread = None if plan.placement == "balanced" else self._balanced(architecture)
+        if spread is None or not spread.fits:
+            return dataclasses.replace(plan, remedies=found or plan.remedies)
+        max_memory = self._max_memory(spread)
+        if max_memory is not None:
+            # Beside --gpu-placement=balanced, which comes first.
+            same = f"{auto_call(max_memory)} places it as balanced does"
+            found = (*found[:1], same, *found[1:])
+        return dataclasses.replace(plan, remedies=found, mendable=True, max_memory=max_memory)
 
-    def _balanced_fits(self, architecture: Architecture) -> bool:
+    def _with_max_memory(self, plan: Plan) -> Plan:
+        """How plain auto comes out the same, for a plan that the project's planner placed."""
+        if plan.placement != "balanced" or plan.architecture.tier == "cpu":
+            return plan
+        return dataclasses.replace(plan, max_memory=self._max_memory(plan))
+
+    def _max_memory(self, plan: Plan) -> MaxMemory | None:
+        from .autoplacement import max_memory
+
+        return max_memory(self.resolved, plan.architecture, plan.device_map)
+
+    def _balanced(self, architecture: Architecture) -> Plan | None:
         from .planning.partition import balanced
         from .planning.peaks import predict
 
         if not any(gpu.free_bytes > 0 for gpu in self.machine.visible_gpus):
-            return False
+            return None
         tokens, batch = self.settings.context, self.settings.batch
         placed = balanced(architecture, self.machine, context_tokens=tokens, batch=batch)
         return predict(
@@ -185,7 +204,7 @@ class PlanBook:
             batch=batch,
             weights=self.weights,
             placement="balanced",
-        ).fits
+        )
 
     def _place(self, architecture: Architecture) -> tuple[DeviceMap, str | None]:
         """The device map of this tier, and why auto would refuse it."""
@@ -206,29 +225,10 @@ class PlanBook:
                 ),
                 None,
             )
-        auto = self._auto(architecture, _CPU_BYTES)
-        if auto.offloaded and self.machine.simulated is None:
-            host_bytes = _available_host_bytes()
-            if _on_host_bytes(architecture, auto.device_map) > host_bytes:
-                # Only now does it matter how much the host has: what goes to cpu, what to disk.
-                auto = self._auto(architecture, host_bytes // GIB * GIB)
+        from .autoplacement import auto_map
+
+        auto = auto_map(self.resolved, architecture, self.machine)
         return auto.device_map, auto.refusal
-
-    def _auto(self, architecture: Architecture, cpu_bytes: int) -> AutoMap:
-        from .model.automap import auto_device_map
-        from .planning.costs import costs_for
-
-        free = {
-            position: max(0, gpu.free_bytes - costs_for(gpu.capability).context_bytes)
-            for position, gpu in enumerate(self.machine.visible_gpus)
-        }
-        return auto_device_map(
-            self.resolved,
-            tier=architecture.tier,
-            dtype=self.settings.dtype,
-            free_bytes=free,
-            cpu_bytes=cpu_bytes,
-        )
 
     def _parsed_map(self, architecture: Architecture) -> dict[str, int | str]:
         from .planning.device_maps import parse_device_map
@@ -254,26 +254,6 @@ class PlanBook:
             ),
             remedies=("run `pytest --gpu-plan --gpu-simulate=4xA6000` to see what would fit",),
         )
-
-
-_CPU_BYTES = 1 << 50
-"""Host memory given to auto at first: while what goes there fits, the map does not depend on it,
-and the cached plan of an earlier run stays good whatever is free today."""
-
-
-def _available_host_bytes() -> int:
-    """What psutil, and so transformers, takes for available."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def _on_host_bytes(architecture: Architecture, device_map: DeviceMap) -> int:
-    """Bytes of the blocks that a map puts on the CPU."""
-    from .planning.device_maps import expand
-
-    placed = expand(architecture, device_map)
-    return sum(block.weights_bytes for block in architecture.blocks if placed[block.name] == "cpu")
 
 
 def read_json(path: Path, option: str) -> Any:

@@ -1,59 +1,124 @@
-"""What a plan of ``auto`` depends on: a quick run must not import transformers anew each time."""
+"""The plans of a run on machines that aren't there: what is chosen, and how auto is mended."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from pytest_multigpu import planbook
+from pytest_multigpu.errors import LoadError
 from pytest_multigpu.model import automap
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
-from pytest_multigpu.records.automap import AutoMap
-from pytest_multigpu.records.machine import Gpu, Machine
-from pytest_multigpu.units import GIB, MIB
+from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.records.plan import Plan, Tier
 
 
-@pytest.fixture
-def book() -> PlanBook:
-    gpu = Gpu(
-        index=0, cuda_index=0, uuid="GPU-0", name="small", total_bytes=64 * MIB,
-        free_bytes=64 * MIB, used_bytes=0, reserved_bytes=0, capability=(9, 0),
-    )  # fmt: skip
-    return PlanBook(Settings(model="tiny-llama"), Machine(gpus=(gpu,), visible=(0,)), {})
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for these tests, so that the model is built once for each tier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Host bytes that the planner was given, call by call; it sends every layer to the CPU."""
-    calls: list[int] = []
-
-    def planner(*_: Any, cpu_bytes: int, **__: Any) -> AutoMap:
-        calls.append(cpu_bytes)
-        return AutoMap(device_map={"": "cpu"}, refusal=None, offloaded=("",))
-
-    monkeypatch.setattr(automap, "auto_device_map", planner)
-    return calls
+def chosen(spec: str, tier: Literal["auto"] | Tier, placement: str = "auto") -> Plan:
+    settings = Settings(tier=tier, placement=placement)
+    return PlanBook(settings, simulate(spec), os.environ).chosen
 
 
-@pytest.mark.parametrize("available", [2 * GIB, 3 * GIB, 200 * GIB + 1])
-def test_a_host_with_room_for_all_is_not_asked_how_much(
-    book: PlanBook, asked: list[int], monkeypatch: pytest.MonkeyPatch, available: int
+@pytest.mark.parametrize(
+    ("spec", "tier", "call"),
+    [("1xH200", "16bit", '{0: "132GiB"}'), ("1xH100", "8bit", '{0: "76GiB"}')],
+)
+def test_where_auto_fails_and_a_max_memory_mends_it(spec: str, tier: Tier, call: str) -> None:
+    plan = chosen(spec, tier)
+    assert not plan.fits
+    assert plan.mendable
+    assert plan.remedies[0].startswith("--gpu-placement=balanced fits: GPU 0 would peak at ")
+    assert plan.remedies[1] == (
+        f'from_pretrained(..., device_map="auto", max_memory={call}) places it as balanced does'
+    )
+    assert not [text for text in plan.remedies if text.startswith(("rent", "1 x"))]
+    spread = chosen(spec, tier, "balanced")
+    assert spread.fits
+    assert spread.remedies == ()
+    assert spread.max_memory == plan.max_memory is not None
+
+
+def test_where_balanced_has_no_max_memory() -> None:
+    plan = chosen("4xH100", "4bit", "balanced")
+    assert plan.fits
+    assert plan.max_memory is None
+
+
+def test_auto_that_fits_is_not_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("searched")
+
+    monkeypatch.setattr(automap, "search_max_memory", fail)
+    assert chosen("4xH100", "16bit").max_memory is None
+    assert chosen("2xH100", "auto").max_memory is None
+    # Nothing fits: nothing to come out as.
+    assert chosen("1x24GiB", "16bit").max_memory is None
+    assert chosen("1x24GiB", "16bit", "balanced").max_memory is None
+
+
+def test_a_bitsandbytes_that_does_not_import_costs_the_line_alone(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planbook, "_available_host_bytes", lambda: available)
-    book.plan("16bit")
-    assert len(asked) == 1
-    assert asked[0] > 1000 * GIB
+    expected = chosen("2xL40S", "8bit", "balanced")
+
+    def broken(*_: object, **__: object) -> None:
+        raise LoadError("bitsandbytes cannot be imported")
+
+    monkeypatch.setattr(automap, "search_max_memory", broken)
+    assert chosen("2xL40S", "8bit", "balanced") == expected
 
 
-def test_a_host_too_small_for_the_rest_is(
-    book: PlanBook, asked: list[int], monkeypatch: pytest.MonkeyPatch
+def test_the_plan_on_the_terminal_and_in_the_report(
+    pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
-    need = book.architecture("16bit").weights_bytes
-    monkeypatch.setattr(planbook, "_available_host_bytes", lambda: need)
-    book.plan("16bit")
-    assert len(asked) == 1
-    monkeypatch.setattr(planbook, "_available_host_bytes", lambda: need - 1)
-    PlanBook(book.settings, book.machine, {}).plan("16bit")
-    assert asked[1:] == [asked[0], (need - 1) // GIB * GIB]
+    result = pytester.runpytest(
+        "--gpu-plan",
+        "--gpu-simulate=1xH200",
+        "--gpu-tier=16bit",
+        "--gpu-placement=balanced",
+        f"--gpu-report={tmp_path}",
+    )
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            'auto places it like this with from_pretrained(..., device_map="auto", '
+            'max_memory={0: "132GiB"})',
+            "the plan fits",
+        ],
+        consecutive=True,
+    )
+    assert '"max_memory": {"0": "132GiB"}' in (tmp_path / "report.json").read_text()
+
+
+def test_a_warm_plan_imports_neither_torch_nor_transformers() -> None:
+    """Quick runs and --gpu-plan make it: with a max_memory, and where there is none."""
+    chosen("4xH100", "16bit", "balanced")
+    chosen("4xH100", "4bit", "balanced")
+    chosen("1xH200", "16bit")
+    code = (
+        "import os, sys\n"
+        "from pytest_multigpu.options import Settings\n"
+        "from pytest_multigpu.planbook import PlanBook\n"
+        "from pytest_multigpu.planning.simulate import simulate\n"
+        "def chosen(spec, **asked):\n"
+        "    return PlanBook(Settings(**asked), simulate(spec), os.environ).chosen\n"
+        "assert chosen('4xH100', tier='16bit', placement='balanced').max_memory\n"
+        "assert not chosen('4xH100', tier='4bit', placement='balanced').max_memory\n"
+        "assert chosen('1xH200', tier='16bit').max_memory\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'accelerate', 'bitsandbytes'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

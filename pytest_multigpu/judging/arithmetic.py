@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Mapping
 from statistics import median
 
+from ..cards import memory_gb_per_s
 from ..records.check import Record
 from ..records.worker import Product, WorkerReport
-from .cards import known_memory_gb_per_s
 from .thresholds import (
     LEAST_HOST_GB_PER_S,
     LEAST_OF_DATASHEET,
@@ -110,7 +110,7 @@ def memory_bandwidths(report: WorkerReport) -> list[Record]:
     names = {device.index: device.name for device in report.devices}
     records = []
     for gpu in found:
-        known = known_memory_gb_per_s(names.get(gpu, ""))
+        known = memory_gb_per_s(names.get(gpu, ""))
         floor = LEAST_OF_DATASHEET * known if known is not None else 0.0
         what = f"the {known:g} GB/s of its datasheet" if known is not None else ""
         records.append(

@@ -9,7 +9,7 @@ May import records, errors and its siblings; torch and transformers inside funct
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -17,7 +17,8 @@ from typing import Any
 
 from ..errors import LoadError
 from ..records.automap import AutoMap as AutoMap
-from ..records.plan import Tier
+from ..records.automap import Planner
+from ..records.plan import DeviceMap, MaxMemory, Tier
 from . import cache
 from .config import ResolvedModel
 from .meta import build_meta_model
@@ -64,12 +65,50 @@ def auto_device_map(
     )
 
 
+def search_max_memory(
+    resolved: ResolvedModel,
+    *,
+    tier: Tier,
+    dtype: str,
+    target: DeviceMap,
+    search: Callable[[Planner], MaxMemory | None],
+) -> MaxMemory | None:
+    """What ``search`` finds by running the planner under one ``max_memory`` after another.
+
+    Such a plan depends on the model alone, not on the machine: ``target`` is in the cache's key.
+    None as well where the installed transformers has no planner.
+
+    :raises LoadError: bitsandbytes is needed and cannot be imported.
+    """
+
+    def compute() -> MaxMemory | None:
+        meta = build_meta_model(resolved, tier=tier, dtype=dtype)
+
+        def planner(caps: MaxMemory) -> DeviceMap:
+            return _plan(meta.model, meta.quantizer, {}, 0, caps).device_map
+
+        try:
+            return search(planner)
+        except LoadError:
+            return None
+
+    return cache.max_memory(
+        {
+            "config": dict(resolved.config_dict),
+            "tier": tier,
+            "dtype": dtype,
+            "target": list(target.items()),
+        },
+        compute,
+    )
+
+
 def _plan(
     model: Any,
     quantizer: Any,
     free_bytes: Mapping[int, int],
     cpu_bytes: int,
-    caps: Mapping[int | str, int] | None,
+    caps: Mapping[int | str, int] | MaxMemory | None,
 ) -> AutoMap:
     try:
         from transformers.integrations import accelerate as planner

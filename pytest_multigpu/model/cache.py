@@ -22,10 +22,18 @@ from ..records.plan import Architecture, Block
 
 if TYPE_CHECKING:
     from ..records.automap import AutoMap
+    from ..records.plan import MaxMemory
 
 _LIBRARIES = ("pytest-multigpu", "transformers", "accelerate", "bitsandbytes", "torch")
 _T = TypeVar("_T")
-_RULES = ("architecture.py", "automap.py", "cache.py", "kv.py", "meta.py")
+_RULES = (
+    "architecture.py",
+    "automap.py",
+    "cache.py",
+    "kv.py",
+    "meta.py",
+    "../planning/max_memory.py",  # read, not imported: what automap searches with
+)
 
 
 def folder(environ: Mapping[str, str] | None = None) -> Path:
@@ -58,6 +66,18 @@ def auto_map(inputs: Mapping[str, object], compute: Callable[[], AutoMap]) -> Au
     return found
 
 
+def max_memory(
+    inputs: Mapping[str, object], compute: Callable[[], MaxMemory | None]
+) -> MaxMemory | None:
+    """``compute()``, or what it gave for the same inputs before; that there is none is kept too."""
+    path = _entry("max-memory", inputs)
+    found = _read(path, _to_max_memory)
+    if found is None:
+        found = (compute(),)
+        _write(path, {"max_memory": None if found[0] is None else dict(found[0])})
+    return found[0]
+
+
 def _entry(kind: str, inputs: Mapping[str, object]) -> Path:
     key = {"versions": _versions(), "code": _own_code(), **inputs}
     text = json.dumps(key, sort_keys=True, default=_plain)
@@ -82,7 +102,7 @@ def _own_code() -> str:
     """A changed rule makes its old results worthless, released or not."""
     digest = hashlib.sha256()
     for name in _RULES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+        digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -127,3 +147,8 @@ def _to_auto_map(entry: dict[str, Any]) -> AutoMap:
         refusal=entry["refusal"],
         offloaded=tuple(entry["offloaded"]),
     )
+
+
+def _to_max_memory(entry: dict[str, Any]) -> tuple[MaxMemory | None]:
+    caps = entry["max_memory"]
+    return (None if caps is None else {int(gpu): cap for gpu, cap in caps.items()},)

@@ -15,6 +15,8 @@ allocator's own rules (``c10/cuda/CUDACachingAllocator.cpp``, default settings, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from copy import copy
+from typing import TypeVar
 
 from ..units import MIB
 
@@ -39,13 +41,27 @@ class Held:
 
     __slots__ = ("address", "after", "before", "free", "size", "small")
 
-    def __init__(self, address: int, size: int, small: bool) -> None:
+    def __init__(
+        self,
+        address: int,
+        size: int,
+        small: bool,
+        free: bool = False,
+        before: Held | None = None,
+        after: Held | None = None,
+    ) -> None:
         self.address = address
         self.size = size
         self.small = small
-        self.free = False
-        self.before: Held | None = None
-        self.after: Held | None = None
+        self.free = free
+        self.before = before
+        self.after = after
+
+
+_Entry = tuple[int, int, Held]
+"""Size, address and the block itself, which is never compared: no two have one address."""
+
+_Self = TypeVar("_Self", bound="Allocator")
 
 
 class Allocator:
@@ -58,91 +74,118 @@ class Allocator:
         self.limit_bytes = limit_bytes
         self.reserved = 0
         self.peak_reserved = 0
+        self.least_limit = 0
+        """About the least limit that would have done: what was reserved when a segment was asked
+        for, less the free segments that the driver would have been given back for it."""
         self.allocated = 0
         self.peak_allocated = 0
         self._next_address = 0
-        self._free: dict[bool, list[tuple[int, int, Held]]] = {True: [], False: []}
+        self._whole_free = 0
+        """Bytes of segments of which nothing is handed out."""
+        self._free: tuple[list[_Entry], list[_Entry]] = ([], [])
+        """Free blocks of the large and of the small pool, sorted."""
+
+    # A plan takes and drops 10,000 blocks: take() and drop() are written for speed.
 
     def take(self, size: int) -> Held:
         """Memory for a tensor of ``size`` bytes.
 
         :raises DeviceFullError: there is none within the limit.
         """
-        size = max(ROUND, -(-size // ROUND) * ROUND)
+        size = -(-size // ROUND) * ROUND or ROUND
         small = size <= SMALL
         pool = self._free[small]
-        at = bisect_left(pool, (size, -1))
+        at = bisect_left(pool, (size,))
         block = pool.pop(at)[2] if at < len(pool) else self._segment(size, small)
+        after = block.after
+        if after is None and block.before is None:
+            self._whole_free -= block.size
         block.free = False
         left = block.size - size
-        if left >= ROUND if small else left > SMALL:
-            self._split(block, size)
+        if left > SMALL or (small and left):
+            address = block.address + size
+            rest = Held(address, left, small, True, block, after)
+            if after is not None:
+                after.before = rest
+            block.after, block.size = rest, size
+            insort(pool, (left, address, rest))
         self.allocated += block.size
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        if self.allocated > self.peak_allocated:  # noqa: PLR1730 - max() is slower
+            self.peak_allocated = self.allocated
         return block
 
     def drop(self, block: Held) -> None:
         """The tensor is gone; its memory stays with the allocator."""
-        self.allocated -= block.size
+        size = block.size
+        self.allocated -= size
         block.free = True
+        pool = self._free[block.small]
         before, after = block.before, block.after
         if before is not None and before.free:
-            self._forget(before)
-            block.address, block.size = before.address, before.size + block.size
-            block.before = before.before
-            if block.before is not None:
-                block.before.after = block
+            address = before.address
+            del pool[bisect_left(pool, (before.size, address))]
+            block.address = address
+            size += before.size
+            block.before = before = before.before
+            if before is not None:
+                before.after = block
         if after is not None and after.free:
-            self._forget(after)
-            block.size += after.size
-            block.after = after.after
-            if block.after is not None:
-                block.after.before = block
-        insort(self._free[block.small], (block.size, block.address, block))
+            del pool[bisect_left(pool, (after.size, after.address))]
+            size += after.size
+            block.after = after = after.after
+            if after is not None:
+                after.before = block
+        block.size = size
+        if before is None and after is None:
+            self._whole_free += size
+        insort(pool, (size, block.address, block))
 
     def empty_cache(self) -> None:
         """``torch.cuda.empty_cache()``: wholly free segments go back to the driver."""
-        for small, pool in self._free.items():
-            kept = [entry for entry in pool if not self._whole(entry[2])]
-            self.reserved -= sum(entry[0] for entry in pool) - sum(entry[0] for entry in kept)
-            self._free[small] = kept
+        for pool in self._free:
+            pool[:] = [entry for entry in pool if not _is_segment(entry[2])]
+        self.reserved -= self._whole_free
+        self._whole_free = 0
 
     def restart_peaks(self) -> None:
         """``torch.cuda.reset_peak_memory_stats()``."""
         self.peak_reserved, self.peak_allocated = self.reserved, self.allocated
 
-    @staticmethod
-    def _whole(block: Held) -> bool:
-        return block.before is None and block.after is None
+    def copy(self: _Self) -> _Self:
+        """The same state once more, to go on from it in another way.
 
-    def _forget(self, block: Held) -> None:
-        pool = self._free[block.small]
-        del pool[bisect_left(pool, (block.size, block.address))]
-
-    def _split(self, block: Held, size: int) -> None:
-        rest = Held(block.address + size, block.size - size, block.small)
-        rest.free = True
-        rest.before, rest.after = block, block.after
-        if rest.after is not None:
-            rest.after.before = rest
-        block.after, block.size = rest, size
-        insort(self._free[block.small], (rest.size, rest.address, rest))
+        What is handed out by now is shared: neither may drop it any more.
+        """
+        twin = copy(self)
+        twin._free = ([], [])
+        for pool, copied in zip(self._free, twin._free, strict=True):
+            for size, address, block in pool:
+                held = Held(address, size, block.small, True, block.before, block.after)
+                copied.append((size, address, held))
+        return twin
 
     def _segment(self, size: int, small: bool) -> Held:
+        """A new segment from the driver, to be handed out at once."""
         if small:
             size = SMALL_SEGMENT
         elif size < MIN_LARGE:
             size = LARGE_SEGMENT
         else:
             size = -(-size // ROUND_LARGE) * ROUND_LARGE
+        self.least_limit = max(self.least_limit, self.reserved - self._whole_free + size)
         limit = self.limit_bytes
         if limit is not None and self.reserved + size > limit:
             self.empty_cache()
             if self.reserved + size > limit:
                 raise DeviceFullError(self.reserved + size - limit)
         self.reserved += size
+        self._whole_free += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         # A gap, so that two segments never look like neighbours.
         block = Held(self._next_address, size, small)
         self._next_address += size + ROUND_LARGE
         return block
+
+
+def _is_segment(block: Held) -> bool:
+    return block.before is None and block.after is None

@@ -5,6 +5,7 @@ Imports units, records and its own part.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,9 @@ from ..records.plan import Architecture, DeviceMap, Plan, Tier
 from ..records.tiers import GPU_TIERS
 from ..units import gib
 from .partition import balanced
-from .peaks import kv_bytes, predict
+from .peaks import Predictor, predict
+from .replay import kv_bytes
+from .search import Fit, last_that_fits
 
 LONGEST = 1 << 20
 """Tokens; where the model states no ``max_position_embeddings``."""
@@ -30,51 +33,52 @@ def largest_context(
 ) -> int:
     """Tokens per sequence of the longest context whose plan fits; 0 if not even one does.
 
-    At most the model's own ``max_position_embeddings``. Found by bisection to 1 part in
-    ``PRECISION`` (and to 16 tokens), never above the true value.
+    At most the model's own ``max_position_embeddings``. Found to 1 part in ``PRECISION`` (and to
+    16 tokens), never above the true value.
 
     :param device_map: a map, or what makes one for a context (``balanced`` moves layers when the
         cache grows).
     """
     longest = architecture.max_context or LONGEST
-
-    def fits(tokens: int) -> bool:
-        if _plainly_too_long(architecture, machine, tokens, batch):
-            return False
-        placed = device_map(tokens) if callable(device_map) else device_map
-        return predict(
-            architecture,
-            placed,
-            machine,
-            context_tokens=tokens,
-            batch=batch,
-            weights="synthetic",
-            placement="",
-        ).fits
-
-    if not fits(1):
+    beyond, lacking = _plainly_too_long(architecture, machine, longest, batch), None
+    if beyond <= 1:
         return 0
-    if fits(longest):
-        return longest
-    low, high = 1, longest
-    while high - low > max(16, low // PRECISION):
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    if callable(device_map):
+        place = device_map
+
+        def fit(tokens: int) -> Fit:
+            made = Predictor(architecture, place(tokens), machine)
+            return made.fit(context_tokens=tokens, batch=batch)
+    else:
+        fixed = Predictor(architecture, device_map, machine)
+
+        def fit(tokens: int) -> Fit:
+            return fixed.fit(context_tokens=tokens, batch=batch)
+
+    if beyond > longest:
+        found = fit(longest)
+        if found.fits:
+            return longest
+        beyond, lacking = longest, found.spare_bytes
+    one = fit(1)
+    if not one.fits:
+        return 0
+    return last_that_fits(fit, (1, one.spare_bytes), (beyond, lacking), precision=PRECISION)
 
 
 def _plainly_too_long(
-    architecture: Architecture, machine: Machine, tokens: int, batch: int
-) -> bool:
-    """Weights and KV alone exceed all GPUs together: no need for a replay."""
+    architecture: Architecture, machine: Machine, longest: int, batch: int
+) -> int:
+    """The shortest context, up to ``longest``, whose weights and KV alone exceed all GPUs
+    together: no replay is needed to refuse it. ``longest + 1`` if there is none."""
     if architecture.tier == "cpu":
-        return False
-    need = architecture.weights_bytes
-    need += sum(kv_bytes(block, tokens, batch) for block in architecture.blocks)
-    return need > sum(gpu.free_bytes for gpu in machine.visible_gpus)
+        return longest + 1
+    left = sum(gpu.free_bytes for gpu in machine.visible_gpus) - architecture.weights_bytes
+
+    def exceeds(tokens: int) -> bool:
+        return sum(kv_bytes(block, tokens, batch) for block in architecture.blocks) > left
+
+    return bisect_left(range(1, longest + 1), True, key=exceeds) + 1
 
 
 def choose_tier(
@@ -108,9 +112,11 @@ def remedies(
         return ()
     found: list[str] = []
     tokens, batch = plan.context_tokens, plan.batch
+    mendable = False
     if plan.placement != "balanced" and machine.visible:
         spread = _balanced_plan(plan.architecture, machine, tokens, batch)
         if spread is not None and spread.fits:
+            mendable = True
             found.append(f"--gpu-placement=balanced fits: {_fullest(spread)}")
     if not plan.offloaded and machine.visible:
         context = largest_context(plan.architecture, plan.device_map, machine, batch=batch)
@@ -122,7 +128,8 @@ def remedies(
         if other is not None and other.fits:
             found.append(f"--gpu-tier={tier} --gpu-placement=balanced fits: {_fullest(other)}")
             break
-    more = _more_gpus(plan, machine, most_gpus)
+    # Nothing needs to be rented or freed where another placement does.
+    more = "" if mendable else _more_gpus(plan, machine, most_gpus)
     if more:
         found.append(more)
     return tuple(found)

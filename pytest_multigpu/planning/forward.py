@@ -1,10 +1,9 @@
 """A decoder's forward pass as a sequence of allocations, replayed on simulated allocators.
 
 The order of allocations and releases is that of ``LlamaDecoderLayer`` in transformers 5.x with
-SDPA attention, no padding mask and no gradient (``modeling_llama.py``, ``cache_utils.py``) and of
-bitsandbytes' ``Linear8bitLt`` and ``Linear4bit`` (``autograd/_functions.py``,
-``backends/cuda/ops.py``). Other decoders with the same sizes follow it closely; what is unlike
-Llama is named in ``Architecture.unknown``.
+SDPA attention, no padding mask and no gradient (``modeling_llama.py``, ``cache_utils.py``); what a
+Linear takes is :mod:`.linears`' matter. Other decoders with the same sizes follow it closely; what
+is unlike Llama is named in ``Architecture.unknown``.
 
 ``t`` is tokens x sequences in one pass. Imports records and its own part.
 """
@@ -16,8 +15,7 @@ from dataclasses import dataclass, field
 from ..records.plan import Architecture, Block
 from .allocator import Allocator, Held
 from .costs import Costs
-
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+from .linears import DTYPE_BYTES, Linears
 
 
 @dataclass(kw_only=True)
@@ -37,7 +35,7 @@ class Forward:
         """:param logits_rows: positions whose logits a pass makes: 1 a sequence in ``generate``."""
         self.size = DTYPE_BYTES[architecture.dtype]
         self.tier = architecture.tier
-        self.cast_to_half = architecture.dtype != "float16"
+        self.linears = Linears(architecture)
         self.hidden = architecture.hidden_size
         self.query = architecture.heads * architecture.head_dim
         self.kv = architecture.kv_heads * architecture.head_dim
@@ -154,12 +152,12 @@ class Forward:
         tensors of the intermediate size (activated gate, up, product).
         """
         del x  # held by the caller throughout
-        a, size = gpu.allocator, self.size
+        a, size, linear = gpu.allocator, self.size, self.linears.run
         hidden, query, kv = t * self.hidden * size, t * self.query * size, t * self.kv * size
         normed = self._norm(a, t)
-        q = self._linear(gpu, t, self.query, self.hidden)
-        k = self._linear(gpu, t, self.kv, self.hidden)
-        v = self._linear(gpu, t, self.kv, self.hidden)
+        q = linear(a, gpu.costs, t, self.query, self.hidden)
+        k = linear(a, gpu.costs, t, self.kv, self.hidden)
+        v = linear(a, gpu.costs, t, self.kv, self.hidden)
         q_rotated = self._rotate(a, query)
         k_rotated = self._rotate(a, kv)
         a.drop(q)
@@ -175,7 +173,7 @@ class Forward:
         if not keep_cache:
             a.drop(k_rotated)
             a.drop(v)
-        out = self._linear(gpu, t, self.hidden, self.query)
+        out = linear(a, gpu.costs, t, self.hidden, self.query)
         a.drop(attended)
         a.drop(normed)
         residual = a.take(hidden)
@@ -238,66 +236,14 @@ class Forward:
 
     def _mlp(self, gpu: Gpu, t: int) -> Held:
         """``down(act(gate(x)) * up(x))``."""
-        a, wide = gpu.allocator, t * self.intermediate * self.size
-        gate = self._linear(gpu, t, self.intermediate, self.hidden)
+        a, wide, linear = gpu.allocator, t * self.intermediate * self.size, self.linears.run
+        gate = linear(a, gpu.costs, t, self.intermediate, self.hidden)
         activated = a.take(wide)
         a.drop(gate)
-        up = self._linear(gpu, t, self.intermediate, self.hidden)
+        up = linear(a, gpu.costs, t, self.intermediate, self.hidden)
         product = a.take(wide)
         a.drop(up)
         a.drop(activated)
-        down = self._linear(gpu, t, self.hidden, self.intermediate, down=True)
+        down = linear(a, gpu.costs, t, self.hidden, self.intermediate, down=True)
         a.drop(product)
         return down
-
-    def _linear(self, gpu: Gpu, t: int, rows: int, columns: int, down: bool = False) -> Held:
-        """The output of one Linear of weight ``(rows, columns)`` and what it needs meanwhile."""
-        if self.tier == "4bit":
-            return self._linear_nf4(gpu, t, rows, columns)
-        if self.tier == "8bit":
-            return self._linear_int8(gpu, t, rows, columns, down)
-        return gpu.allocator.take(t * rows * self.size)
-
-    def _linear_nf4(self, gpu: Gpu, t: int, rows: int, columns: int) -> Held:
-        """``_dequant_linear_fallback``: the weight in 16 bit, then a plain product."""
-        a = gpu.allocator
-        if t <= gpu.costs.dequantise_above_tokens:
-            return a.take(t * rows * self.size)
-        weight = a.take(rows * columns * self.size)
-        result = a.take(t * rows * self.size)
-        a.drop(weight)
-        return result
-
-    def _linear_int8(self, gpu: Gpu, t: int, rows: int, columns: int, down: bool) -> Held:
-        """``MatMul8bitLt``: fp16 copy and outlier mask of the input, its int8 form, the int32
-        product, its fp16 form, the result; outlier columns multiplied in 16 bit."""
-        a, costs = gpu.allocator, gpu.costs
-        half = a.take(t * columns * 2) if self.cast_to_half else None
-        quantised = a.take(t * columns)
-        magnitude = a.take(t * columns * 2)
-        mask = a.take(t * columns)
-        a.drop(magnitude)
-        a.drop(mask)
-        if half is not None:
-            a.drop(half)
-        share = costs.int8_outlier_share_down if down else costs.int8_outlier_share
-        outliers: list[Held] = []
-        kept = int(columns * share)
-        if kept:
-            outliers = [a.take(t * kept * self.size)]
-            wide = a.take(rows * kept * 4)
-            outliers.append(a.take(rows * kept * self.size))
-            a.drop(wide)
-        product = a.take(t * rows * 4)
-        result = a.take(t * rows * 2)
-        if self.cast_to_half:
-            as_half, result = result, a.take(t * rows * self.size)
-            a.drop(as_half)
-        a.drop(product)
-        if outliers:
-            without, result = result, a.take(t * rows * self.size)
-            a.drop(without)
-        for held in outliers:
-            a.drop(held)
-        a.drop(quantised)
-        return result

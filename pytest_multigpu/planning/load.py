@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from ..records.plan import Architecture, Block
 from ..units import MIB
-from .forward import DTYPE_BYTES, Gpu
+from .forward import Gpu
+from .linears import DTYPE_BYTES
 
 
 def load(gpu: Gpu, architecture: Architecture, blocks: Sequence[Block]) -> None:

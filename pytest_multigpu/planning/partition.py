@@ -8,7 +8,7 @@ is taken, and among those the most even one. Imports errors, records and its own
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -16,8 +16,7 @@ from ..errors import UsageError
 from ..records.machine import Machine
 from ..records.plan import Architecture, Block
 from .costs import costs_for
-from .device_maps import device_of
-from .peaks import kv_bytes, replay
+from .replay import kv_bytes, replay
 
 ROUNDS = 3
 """Predict, partition, predict again with what each GPU then holds beside weights and KV."""
@@ -194,62 +193,3 @@ def place_groups(
         block.name: place.get(block.tied_to or block.name, place[block.name])
         for block in architecture.blocks
     }
-
-
-Planner = Callable[[Mapping["int | str", int]], Mapping[str, "int | str"]]
-"""The installed transformers' planner: ``max_memory`` in, device map out."""
-
-
-def max_memory_for_auto(
-    architecture: Architecture,
-    target: Mapping[str, int | str],
-    machine: Machine,
-    planner: Planner,
-    *,
-    steps: int = 12,
-) -> dict[int | str, int] | None:
-    """The ``max_memory`` with which plain ``device_map="auto"`` gives ``target``, if there is one.
-
-    The caps start at what the target puts on each GPU, plus what the planner keeps back, and grow
-    or shrink with the layers it misplaces; every try runs the real planner. None if none of
-    ``steps`` tries gives the target, layer for layer, with nothing offloaded.
-    """
-    count = len(machine.visible)
-    sizes: dict[int, int] = dict.fromkeys(range(count), 0)
-    layers = [block for block in architecture.blocks if block.kind == "layer"]
-    for block in architecture.blocks:
-        place = target[block.name]
-        if isinstance(place, int):
-            sizes[place] = sizes.get(place, 0) + block.weights_bytes
-    step = max((block.weights_bytes for block in layers), default=1)
-    caps = {i: size + step // 2 for i, size in sizes.items()}
-    wanted = _layers_on(architecture, target, count)
-    for _ in range(steps):
-        offered: dict[int | str, int] = {i: cap for i, cap in caps.items()}  # noqa: C416
-        offered["cpu"] = 0
-        found = planner(offered)
-        got = _layers_on(architecture, found, count)
-        if got == wanted and not any(place in ("cpu", "disk") for place in found.values()):
-            return {i: cap for i, cap in caps.items()}  # noqa: C416 - widens the key type
-        moved = False
-        for i in range(count):
-            # Filled in order: correct the first GPU that is off, the rest follows from it.
-            off = sum(wanted[: i + 1]) - sum(got[: i + 1])
-            if off:
-                caps[i] = max(0, caps[i] + off * step)
-                moved = True
-                break
-        if not moved:
-            caps[count - 1] += step
-    return None
-
-
-def _layers_on(
-    architecture: Architecture, placed: Mapping[str, int | str], count: int
-) -> list[int]:
-    counts = [0] * count
-    for block in architecture.blocks:
-        place = device_of(block.name, placed) if block.kind == "layer" else None
-        if isinstance(place, int) and place < count:
-            counts[place] += 1
-    return counts

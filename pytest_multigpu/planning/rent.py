@@ -13,7 +13,7 @@ from ..records.rent import RentRow
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
-from .peaks import kv_bytes, replay
+from .replay import kv_bytes, replay
 from .speed import step_seconds
 
 MAX_COUNT = 16

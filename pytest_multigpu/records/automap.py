@@ -1,9 +1,15 @@
-"""What ``device_map="auto"`` would do. Imports only the standard library."""
+"""What ``device_map="auto"`` would do. Imports :mod:`.plan` only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from .plan import DeviceMap, MaxMemory
+
+Planner = Callable[[MaxMemory], DeviceMap]
+"""transformers' own: ``max_memory`` in, device map out; where it refuses, what it would have done.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,6 +72,15 @@ class Architecture:
 DeviceMap = Mapping[str, "int | str"]
 """Module path to CUDA index, ``cpu`` or ``disk``, as ``from_pretrained(device_map=)`` takes it."""
 
+MaxMemory = Mapping[int, "str | int"]
+"""CUDA index to ``36GiB``, or bytes, as ``from_pretrained(max_memory=)`` takes it."""
+
+
+def auto_call(max_memory: MaxMemory) -> str:
+    """``from_pretrained(..., device_map="auto", max_memory={0: "36GiB", 1: "34GiB"})``."""
+    caps = ", ".join(f"{gpu}: {json.dumps(cap)}" for gpu, cap in max_memory.items())
+    return f'from_pretrained(..., device_map="auto", max_memory={{{caps}}})'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
@@ -128,6 +138,9 @@ class Plan:
     device_map: DeviceMap = field(default_factory=dict)
     offloaded: tuple[str, ...] = ()
     """Blocks on cpu or disk, in forward order."""
+    max_memory: MaxMemory | None = None
+    """With it plain ``device_map="auto"`` gives the balanced placement. None if there is none, or
+    if this plan is neither that placement nor one that it would mend."""
 
     @property
     def weights_bytes(self) -> int:

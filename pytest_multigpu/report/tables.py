@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..records.check import Record
-from ..records.plan import Plan
+from ..records.plan import Plan, auto_call
 from ..records.report import CheckResult, RunReport
 from ..units import gib
 from .words import (
@@ -194,6 +194,8 @@ def plan_lines(plan: Plan) -> list[Line]:
     lines += [Line(f"not accounted for: {text}", ("yellow",)) for text in architecture.unknown]
     lines += [Line(reason, ("red",)) for reason in plan.reasons]
     lines += [Line(f"remedy: {remedy}") for remedy in plan.remedies]
+    if plan.fits and plan.max_memory is not None:
+        lines.append(Line(f"auto places it like this with {auto_call(plan.max_memory)}"))
     lines.append(
         Line("the plan fits", ("green", "bold"))
         if plan.fits

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from pytest_multigpu.errors import LoadError
-from pytest_multigpu.model.automap import AutoMap, auto_device_map
+from pytest_multigpu.model.architecture import describe
+from pytest_multigpu.model.automap import AutoMap, auto_device_map, search_max_memory
 from pytest_multigpu.model.config import ResolvedModel, preset_config
-from pytest_multigpu.records.plan import Tier
+from pytest_multigpu.planning.max_memory import max_memory_for_auto
+from pytest_multigpu.records.automap import Planner
+from pytest_multigpu.records.plan import DeviceMap, MaxMemory, Tier
 
 GIB = 1 << 30
 SEVENTY = preset_config("llama-3.3-70b")
@@ -46,7 +49,7 @@ def stock(
     free: Mapping[int, int],
     *,
     cpu: int,
-    caps: Mapping[int | str, int] | None = None,
+    caps: Mapping[int | str, int] | MaxMemory | None = None,
 ) -> dict[str, int | str] | str:
     """The map, or the ValueError's text, of ``from_pretrained(device_map="auto")`` itself, with
     only the machine's numbers faked."""
@@ -222,3 +225,49 @@ def test_a_transformers_without_this_planner(monkeypatch: pytest.MonkeyPatch) ->
         r"install transformers>=5.10, or give --gpu-placement=balanced$",
     ):
         auto_device_map(SMALL, tier="16bit", free_bytes={0: 100}, cpu_bytes=GIB)
+
+
+def found_for(resolved: ResolvedModel, tier: Tier, target: DeviceMap) -> MaxMemory | None:
+    architecture = describe(resolved, tier=tier)
+    whole = {block.name: target.get(block.name, target.get("")) for block in architecture.blocks}
+    placed = {name: place for name, place in whole.items() if place is not None}
+
+    def search(planner: Planner) -> MaxMemory | None:
+        return max_memory_for_auto(architecture, placed, planner)
+
+    return search_max_memory(resolved, tier=tier, dtype="bfloat16", target=placed, search=search)
+
+
+@pytest.mark.parametrize(
+    ("tier", "free", "cap"), [("16bit", int(139.1 * GIB), "132GiB"), ("8bit", 78 * GIB, "76GiB")]
+)
+def test_the_max_memory_with_which_auto_keeps_all_on_one_gpu(
+    monkeypatch: pytest.MonkeyPatch, tier: Tier, free: int, cap: str
+) -> None:
+    """16 bit on one H200, 8 bit on one H100: with it from_pretrained itself does not offload."""
+    plain = auto_device_map(SEVENTY, tier=tier, free_bytes={0: free}, cpu_bytes=200 * GIB)
+    assert plain.refusal or plain.offloaded
+    caps = found_for(SEVENTY, tier, {"": 0})
+    assert caps == {0: cap}
+    assert stock(monkeypatch, SEVENTY, tier, {0: free}, cpu=200 * GIB, caps=caps) == {"": 0}
+
+
+def test_the_max_memory_that_makes_auto_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = dict.fromkeys(range(4), 78 * GIB)
+    ends = (19, 40, 61, 80)
+    layers = {f"model.layers.{i}": sum(i >= end for end in ends) for i in range(80)}
+    even = {"model.embed_tokens": 0, **layers, "model.norm": 3, "lm_head": 3, "": 3}
+    caps = found_for(SEVENTY, "16bit", even)
+    assert caps is not None
+    planned = stock(monkeypatch, SEVENTY, "16bit", free, cpu=200 * GIB, caps=caps)
+    assert isinstance(planned, dict)
+    assert {name: planned[name] for name in layers} == layers
+    # 4 bit: auto takes an even share and a buffer of GPU 0 at most, less what it keeps back.
+    assert found_for(SEVENTY, "4bit", even) is None
+
+
+def test_no_planner_no_max_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import accelerate as planner
+
+    monkeypatch.delattr(planner, "accelerate_max_memory")
+    assert found_for(SMALL, "16bit", {"": 0}) is None

@@ -10,8 +10,10 @@ import pytest
 
 from pytest_multigpu.model import architecture, automap, cache
 from pytest_multigpu.model.architecture import describe
-from pytest_multigpu.model.automap import auto_device_map
+from pytest_multigpu.model.automap import auto_device_map, search_max_memory
 from pytest_multigpu.model.config import ResolvedModel, preset_config, resolve_config
+from pytest_multigpu.records.automap import Planner
+from pytest_multigpu.records.plan import MaxMemory, Tier
 
 TINY = preset_config("tiny-llama")
 
@@ -41,6 +43,30 @@ def test_the_second_answer_is_the_first(cache_home: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(architecture, "build_meta_model", fail)
     monkeypatch.setattr(automap, "build_meta_model", fail)
     assert both() == first
+
+
+@pytest.mark.parametrize("caps", [None, {}, {0: "36GiB", 1: 123}])
+def test_a_max_memory_is_kept_and_that_there_is_none(
+    cache_home: Path, monkeypatch: pytest.MonkeyPatch, caps: MaxMemory | None
+) -> None:
+    searched: list[object] = []
+
+    def search(planner: Planner) -> MaxMemory | None:
+        searched.append(planner)
+        return caps
+
+    def ask(*, tier: Tier = "16bit", place: int = 0) -> MaxMemory | None:
+        return search_max_memory(
+            TINY, tier=tier, dtype="bfloat16", target={"": place}, search=search
+        )
+
+    assert ask() == ask() == caps
+    assert len(searched) == len(entries(cache_home)) == 1
+    ask(place=1)
+    ask(tier="8bit")
+    assert len(searched) == len(entries(cache_home)) == 3
+    monkeypatch.setattr(automap, "build_meta_model", fail)
+    assert ask() == caps
 
 
 def test_the_name_is_not_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

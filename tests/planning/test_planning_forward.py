@@ -178,21 +178,6 @@ def test_a_windows_cache_after_a_decode_step_of_two_sequences(make_llama: Make) 
     assert gpu.allocator.allocated == 2 * (1023 + 5) * 4096
 
 
-def test_columns_kept_in_16_bit_are_held_beside_the_product(make_llama: Make) -> None:
-    model = make_llama("8bit", layers=1)
-    costs = replace(HOPPER, int8_outlier_share=0.25, int8_outlier_share_down=0.0)
-    gpu, plain = (Gpu(allocator=Allocator(), costs=c) for c in (costs, HOPPER))
-    forward = Forward(model, logits_rows=1)
-    kept = 8192 // 4
-    found, without = (forward._linear_int8(one, T, 28672, 8192, down=False) for one in (gpu, plain))
-    assert found.size == without.size == WIDE
-    # Outlier columns of the input and of the weight, in 16 bit, and both results of the sum.
-    more = T * kept * 2 + 28672 * kept * 2
-    assert gpu.allocator.peak_allocated == plain.allocator.peak_allocated + more
-    down = forward._linear_int8(gpu, T, 8192, 28672, down=True)
-    assert gpu.allocator.allocated == found.size + down.size
-
-
 def test_each_dtype_takes_its_size(make_llama: Make) -> None:
     worst = 3 * H + 3 * WIDE + COSINES + KV
     model = make_llama(layers=1)
@@ -205,34 +190,3 @@ def test_int8_in_float16_needs_no_copies(make_llama: Make) -> None:
     # As in bfloat16, without the second form of the result.
     at_once = 3 * H + WIDE + T * 8192 + 2 * WIDE + WIDE
     assert run(model).allocator.peak_allocated == at_once + COSINES + KV
-
-
-def test_an_int8_linear_alone(make_llama: Make) -> None:
-    """Few rows: the worst moment is before the product."""
-    model = make_llama("8bit", layers=1)
-    for dtype, half in (("bfloat16", T * 8192 * 2), ("float16", 0)):
-        gpu = Gpu(allocator=Allocator(), costs=HOPPER)
-        forward = Forward(replace(model, dtype=dtype), logits_rows=1)
-        out = forward._linear_int8(gpu, T, 8, 8192, down=False)
-        # The fp16 copy, its int8 form, magnitudes, mask.
-        assert gpu.allocator.peak_allocated == half + T * 8192 * (1 + 2 + 1)
-        assert gpu.allocator.allocated == out.size == T * 8 * 2
-
-
-def test_an_nf4_linear_alone(make_llama: Make) -> None:
-    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
-    forward = Forward(make_llama("4bit", layers=1), logits_rows=1)
-    few = forward._linear_nf4(gpu, 16, 4096, 8192)
-    assert gpu.allocator.peak_allocated == few.size == 16 * 4096 * 2
-    many = forward._linear_nf4(gpu, 17, 4096, 8192)
-    assert many.size == 17 * 4096 * 2
-    assert gpu.allocator.peak_allocated == few.size + many.size + 4096 * 8192 * 2
-    assert gpu.allocator.allocated == few.size + many.size
-
-
-def test_a_norm_alone(make_llama: Make) -> None:
-    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
-    out = Forward(make_llama(layers=1), logits_rows=1)._norm(gpu.allocator, T)
-    # Two fp32 copies and a variance for each token; or one, with both results in 16 bit.
-    assert gpu.allocator.peak_allocated == 2 * (2 * H) + T * 4
-    assert gpu.allocator.allocated == out.size == H

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
@@ -16,7 +16,6 @@ from pytest_multigpu.planning.partition import (
     Card,
     balanced,
     contiguous,
-    max_memory_for_auto,
     place_groups,
     units,
 )
@@ -129,46 +128,6 @@ def test_no_gpu_with_free_memory(make_llama: Callable[..., Architecture]) -> Non
     )
 
 
-def greedy(model: Architecture) -> Callable[[Mapping[int | str, int]], dict[str, int | str]]:
-    """A planner like transformers': fills GPU after GPU, keeping one layer's room on each."""
-
-    def plan(max_memory: Mapping[int | str, int]) -> dict[str, int | str]:
-        placed: dict[str, int | str] = {}
-        gpus = sorted(key for key in max_memory if isinstance(key, int))
-        left = {i: max_memory[i] - model.blocks[1].weights_bytes for i in gpus}
-        at = 0
-        for block in model.blocks:
-            while at < len(gpus) and left[gpus[at]] < block.weights_bytes:
-                at += 1
-            placed[block.name] = gpus[at] if at < len(gpus) else "cpu"
-            if at < len(gpus):
-                left[gpus[at]] -= block.weights_bytes
-        return placed
-
-    return plan
-
-
-def test_max_memory_that_makes_auto_come_out_balanced(
-    make_llama: Callable[..., Architecture],
-) -> None:
-    model, machine = make_llama("4bit"), simulate("4xH100")
-    target = balanced(model, machine, context_tokens=2048, batch=1)
-    caps = max_memory_for_auto(model, target, machine, greedy(model))
-    assert caps is not None
-    found = greedy(model)({**caps, "cpu": 0})
-    assert {name: found[name] for name in target if "layers" in name} == {
-        name: place for name, place in target.items() if "layers" in name
-    }
-
-
-def test_no_max_memory_where_the_planner_never_agrees(
-    make_llama: Callable[..., Architecture],
-) -> None:
-    model, machine = make_llama("4bit", layers=8), simulate("2xH100")
-    target = balanced(model, machine, context_tokens=64, batch=1)
-    assert max_memory_for_auto(model, target, machine, lambda _: {"": 0}) is None
-
-
 def test_a_card_without_memory_gets_nothing() -> None:
     cards = [Card(free_bytes=10), Card(free_bytes=0), Card(free_bytes=10), Card(free_bytes=-1)]
     assert contiguous([3, 3, 3, 3], cards) == [2, 0, 2, 0]
@@ -214,58 +173,6 @@ def test_groups_in_turn_and_tied_weights_with_their_owner(
     assert place_groups(tied, units(tied), [2, 2])["lm_head"] == 1
 
 
-def test_what_the_planner_is_offered(make_llama: Callable[..., Architecture]) -> None:
-    model = make_llama(layers=4)
-    machine = simulate("2xH100")
-    target = {"": 0, "model.layers.2": 1, "model.layers.3": 1, "model.norm": 1, "lm_head": 1}
-    target = {block.name: target.get(block.name, 0) for block in model.blocks}
-    sizes = [
-        sum(block.weights_bytes for block in model.blocks if target[block.name] == i)
-        for i in range(2)
-    ]
-    layer = model.blocks[1].weights_bytes
-    offers: list[dict[int | str, int]] = []
-
-    def short(offered: Mapping[int | str, int]) -> dict[str, int | str]:
-        """One layer too few on the first GPU, whatever it is offered."""
-        offers.append(dict(offered))
-        return {**target, "model.layers.1": 1}
-
-    assert max_memory_for_auto(model, target, machine, short, steps=3) is None
-    assert offers == [
-        {0: sizes[0] + layer // 2 + i * layer, 1: sizes[1] + layer // 2, "cpu": 0} for i in range(3)
-    ]
-    offers.clear()
-
-    def right(offered: Mapping[int | str, int]) -> dict[str, int | str]:
-        offers.append(dict(offered))
-        return dict(target)
-
-    found = max_memory_for_auto(model, target, machine, right)
-    assert found == {0: sizes[0] + layer // 2, 1: sizes[1] + layer // 2}
-    assert len(offers) == 1
-
-    def spilled(offered: Mapping[int | str, int]) -> dict[str, int | str]:
-        """The layers are right, the head is not: the last GPU is given more."""
-        offers.append(dict(offered))
-        return {**target, "lm_head": "disk"}
-
-    offers.clear()
-    assert max_memory_for_auto(model, target, machine, spilled) is None
-    assert len(offers) == 12
-    assert offers[1][0] == offers[0][0]
-    assert offers[1][1] - offers[0][1] == layer
-
-    def too_many(offered: Mapping[int | str, int]) -> dict[str, int | str]:
-        offers.append(dict(offered))
-        return {**target, "model.layers.2": 0}
-
-    offers.clear()
-    assert max_memory_for_auto(model, target, machine, too_many, steps=9) is None
-    assert offers[1][0] == offers[0][0] - layer
-    assert offers[-1][0] == 0
-
-
 def test_balanced_to_the_block(make_llama: Callable[..., Architecture]) -> None:
     model = make_llama(layers=8, hidden=2048, intermediate=8192, heads=16, kv_heads=4, vocab=64000)
     placed = balanced(model, simulate("2x8GiB"), context_tokens=2048, batch=4)
@@ -273,12 +180,3 @@ def test_balanced_to_the_block(make_llama: Callable[..., Architecture]) -> None:
     uneven = balanced(model, simulate("1x4GiB+1x12GiB"), context_tokens=2048, batch=4)
     on = [uneven[f"model.layers.{i}"] for i in range(8)]
     assert on.count(0) < on.count(1)
-
-
-def test_a_planner_that_names_gpus_beyond_the_machine(
-    make_llama: Callable[..., Architecture],
-) -> None:
-    model, machine = make_llama(layers=2), simulate("1xH200")
-    target: dict[str, int | str] = {block.name: 0 for block in model.blocks}
-    assert max_memory_for_auto(model, target, machine, lambda _: {"": 1}, steps=2) is None
-    assert max_memory_for_auto(model, target, machine, lambda _: {"": 0}, steps=1) is not None

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from pytest_multigpu.planning.costs import CPU, HOPPER, OTHER, Costs
-from pytest_multigpu.planning.peaks import predict, replay
+from pytest_multigpu.planning.peaks import Predictor, predict
+from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.records.machine import Gpu, Machine
-from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan
+from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
 from pytest_multigpu.units import GIB, MIB
 
 Make = Callable[..., Architecture]
@@ -256,3 +257,37 @@ def test_the_cpu_tier_holds_in_tensors_what_a_gpu_would(make_llama: Make) -> Non
     assert cpu.kv_bytes == 4 * 300 * 2 * 2 * 256 * 2
     assert cpu.activation_bytes == cpu.peak_bytes - cpu.weights_bytes - cpu.kv_bytes > 0
     assert (cpu.reserve_bytes, cpu.limit_bytes, cpu.layers) == (0, 0, (0, 3))
+
+
+@pytest.mark.parametrize("tier", ["16bit", "8bit", "4bit"])
+@pytest.mark.parametrize("context", [1, 17, 600])
+def test_whether_it_fits_is_told_without_a_plan_as_with_one(
+    tier: Tier, context: int, make_llama: Make
+) -> None:
+    model = make_llama(tier, **{**SHAPE, "intermediate": 16384})
+    peaks = plan(model, machine(8 * GIB), {"": 0}, context=context).devices[0].peaks
+    limits = {
+        peak + more
+        for peak in (peaks.load_bytes, peaks.prefill_bytes, peaks.decode_bytes, peaks.probe_bytes)
+        # Up to what is counted outside the allocator only once it generates.
+        for more in (-MIB, -1, 0, 1, OTHER.module_bytes - 1, OTHER.module_bytes, 64 * MIB)
+    }
+    for limit in limits:
+        found = Predictor(model, {"": 0}, machine(limit))
+        expected = plan(model, machine(limit), {"": 0}, context=context)
+        told = found.fit(context_tokens=context, batch=1)
+        assert told.fits is expected.fits
+        assert abs(told.spare_bytes - (limit - peaks.worst_bytes)) < 0.1 * limit
+    placed: DeviceMap = {"": 0, "lm_head": "cpu"}
+    offloaded = Predictor(model, placed, machine(8 * GIB)).fit(context_tokens=9, batch=1)
+    assert not offloaded.fits
+
+
+def test_every_context_is_asked_on_the_model_as_loaded(make_llama: Make) -> None:
+    model = make_llama("8bit", **SHAPE)
+    on = machine(*[GIB] * 2)
+    placed = {"": 0, "model.layers.3": 1, "lm_head": 1}
+    kept = Predictor(model, placed, on)
+    for context in (900, 5, 900):
+        asked = kept.plan(context_tokens=context, batch=2, weights="synthetic", placement="p")
+        assert asked == plan(model, on, placed, context=context, batch=2)

@@ -9,8 +9,8 @@ import pytest
 
 from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import costs_for
-from pytest_multigpu.planning.peaks import replay
 from pytest_multigpu.planning.rent import rent_table, runs_on, tokens_per_second
+from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.records.plan import Architecture, Tier
 from pytest_multigpu.units import GIB, MIB
 

@@ -40,6 +40,7 @@ SCHEMA = {
         "devices",
         "offloaded",
         "device_map",
+        "max_memory",
     },
     "devices": {
         "device",
@@ -81,6 +82,15 @@ def test_every_key_of_schema_1_is_there() -> None:
     assert data["plan"]["devices"][0]["layers"] == [0, 18]
     assert data["machine"]["gpus"][0]["capability"] == [9, 0]
     assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_the_max_memory_of_the_plan_or_null() -> None:
+    report = four_h100s()
+    assert report.plan is not None
+    assert to_json(report)["plan"]["max_memory"] is None
+    found = to_json(replace(report, plan=replace(report.plan, max_memory={0: "35GiB", 1: 7})))
+    # A JSON object's keys are texts.
+    assert found["plan"]["max_memory"] == {"0": "35GiB", "1": 7}
 
 
 def test_an_empty_run_has_the_same_keys() -> None:

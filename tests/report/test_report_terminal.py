@@ -195,6 +195,16 @@ def test_a_plan_that_does_not_fit() -> None:
     )
 
 
+def test_the_max_memory_is_a_line_to_paste() -> None:
+    lines = plan_lines(replace(plan(), max_memory={0: "35GiB", 1: "33GiB"}))
+    assert text(lines[-2:]) == (
+        'auto places it like this with from_pretrained(..., device_map="auto", '
+        'max_memory={0: "35GiB", 1: "33GiB"})\nthe plan fits'
+    )
+    refused = plan_lines(replace(plan(), fits=False, max_memory={0: "35GiB"}))
+    assert not [line for line in refused if "like this" in line.text]
+
+
 def test_table_lines() -> None:
     lines = table_lines(("GPU", "price"), [("4 x A6000", "1.96"), ("H200", "3")], right=(1,))
     assert text(lines) == "GPU        price\n4 x A6000   1.96\nH200           3"

@@ -1,4 +1,6 @@
-"""Memory bandwidth of known cards from their datasheets. Imports nothing."""
+"""Memory bandwidth of known cards by their datasheets: what a quick run holds a card to, and what
+the speeds of cards to rent are estimated from. Pure data; imports nothing of this package.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,14 @@ from collections.abc import Mapping
 
 MEMORY_GB_PER_S: Mapping[str, float] = {
     "A10": 600,
-    "A10G": 600,
-    "A40": 696,
+    "A100 80GB PCIe": 1935,
     "A100-PCIE-40GB": 1555,
     "A100-SXM4-40GB": 1555,
-    "A100 80GB PCIe": 1935,
     "A100-SXM4-80GB": 2039,
+    "A10G": 600,
+    "A40": 696,
     "B200": 7700,
+    "GH200 480GB": 4000,
     "GeForce RTX 3090": 936,
     "GeForce RTX 4090": 1008,
     "GeForce RTX 5090": 1792,
@@ -28,11 +31,14 @@ MEMORY_GB_PER_S: Mapping[str, float] = {
     "RTX 6000 Ada Generation": 960,
     "RTX A5000": 768,
     "RTX A6000": 768,
+    "RTX PRO 6000 Blackwell Server Edition": 1792,
+    "Tesla T4": 320,
+    "Tesla V100-SXM2-32GB": 900,
 }
 """GB/s (10**9 bytes) by the name that NVML and CUDA show, less ``NVIDIA``."""
 
 
-def known_memory_gb_per_s(name: str) -> float | None:
+def memory_gb_per_s(name: str) -> float | None:
     """The datasheet's figure; None for a card that is not in the table.
 
     Only whole names match: a name that merely begins alike may be another card.

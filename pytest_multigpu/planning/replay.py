@@ -1,0 +1,216 @@
+"""One session replayed on simulated GPUs: what each of them holds, phase by phase.
+
+Each GPU has a simulated caching allocator (:mod:`.allocator`); the model is loaded on it
+(:mod:`.load`) and its passes are run on it (:mod:`.forward`). To that comes what the process holds
+outside the allocator (:mod:`.costs`). Imports units, records and its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..records.plan import Architecture, Block, Peaks
+from .allocator import Allocator, DeviceFullError, Held
+from .costs import Costs
+from .forward import Forward, Gpu
+from .load import load
+
+NEW_TOKENS = 16
+"""Of the context, how many are generated one by one; the rest is the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """One GPU after a replay. Bytes; ``peaks`` as NVML shows them."""
+
+    peaks: Peaks
+    allocated_peak_bytes: int
+    """In tensors, at the worst moment after loading."""
+    fixed_bytes: int
+    """Outside torch's allocator, plus the cuBLAS workspace."""
+    missing_bytes: int = 0
+    """With a limit: what the driver lacked when it ran out; 0 if it did not."""
+    missing_at_load_bytes: int = 0
+    """The same, if that was while loading."""
+    least_bytes: int = 0
+    """About the fewest free bytes with which this GPU would do."""
+
+
+def kv_bytes(block: Block, context_tokens: int, batch: int) -> int:
+    """KV cache of one block: sliding-window layers keep ``kv_window`` tokens at most."""
+    tokens = context_tokens
+    if block.kv_window is not None:
+        tokens = min(tokens, block.kv_window)
+    return block.kv_bytes_per_token * tokens * batch
+
+
+@dataclass(kw_only=True)
+class _Gpu(Gpu):
+    allocator: _Forgiving
+
+
+class Loaded:
+    """A model loaded on simulated GPUs: where every session with it begins.
+
+    Loading does not depend on the context, and takes a third of a replay: who asks about several
+    contexts keeps this.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        placed: Mapping[str, int | str],
+        costs: Mapping[int, Costs],
+    ) -> None:
+        """:param placed: a key for each block; those on cpu or disk run on the first GPU."""
+        indices = sorted({place for place in placed.values() if isinstance(place, int)})
+        self.architecture = architecture
+        self.costs = {index: costs[index] for index in indices}
+        self._blocks = {
+            index: [block for block in architecture.blocks if placed[block.name] == index]
+            for index in indices
+        }
+        self._places = [placed[block.name] for block in architecture.blocks]
+        self._gpus = {index: self._load(index, None) for index in indices}
+
+    def run(
+        self,
+        *,
+        context_tokens: int,
+        batch: int,
+        new_tokens: int = NEW_TOKENS,
+        limits: Mapping[int, int] | None = None,
+        probe: bool = True,
+        enough_if_short: bool = False,
+    ) -> dict[int, Use]:
+        """What each GPU holds in each phase.
+
+        Prefill and the decode steps after it start from the loaded model; so does the probe, a
+        pass over the same tokens without cache and head.
+
+        Under ``limits`` a GPU that runs out reports ``missing_bytes`` and the replay goes on
+        without a limit on it, so that one call finds every GPU that is short.
+
+        :param enough_if_short: leave the probe out where a GPU was short before it.
+        """
+        if not self._gpus:
+            return {}
+        forward = Forward(self.architecture, logits_rows=1)
+        new_tokens = max(1, min(new_tokens, context_tokens - 1))
+        prompt = max(1, context_tokens - new_tokens)
+        gpus = self._started(limits)
+        loaded = {index: gpu.allocator.missing_bytes for index, gpu in gpus.items()}
+        peaks = {"load": _begin(gpus), "probe": dict.fromkeys(gpus, 0)}
+        blocks = self._on(gpus)
+        forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt)
+        peaks["prefill"] = _reserved(gpus)
+        for step in range(prompt + 1, context_tokens + 1):
+            if step == prompt + 1:
+                forward.run(blocks, tokens=1, batch=batch, total_tokens=step)
+            else:
+                forward.extend(blocks, batch=batch, total_tokens=step)
+        peaks["decode"] = _reserved(gpus)
+        probed = gpus
+        short = any(gpu.allocator.missing_bytes for gpu in gpus.values())
+        probe = probe and not (enough_if_short and short)
+        if probe:
+            probed = self._started(limits)
+            _begin(probed)
+            on_probed = self._on(probed)
+            forward.run(on_probed, tokens=prompt, batch=batch, total_tokens=prompt, probe=True)
+            peaks["probe"] = _reserved(probed)
+        return {
+            index: Use(
+                peaks=Peaks(
+                    load_bytes=peaks["load"][index] + gpu.costs.context_bytes,
+                    prefill_bytes=peaks["prefill"][index] + outside(gpu.costs),
+                    decode_bytes=peaks["decode"][index] + outside(gpu.costs),
+                    probe_bytes=peaks["probe"][index] + outside(gpu.costs) if probe else 0,
+                ),
+                allocated_peak_bytes=gpu.allocator.peak_allocated,
+                fixed_bytes=outside(gpu.costs) + gpu.costs.workspace_bytes,
+                least_bytes=max(gpu.allocator.least_limit, probed[index].allocator.least_limit)
+                + outside(gpu.costs),
+                missing_bytes=probed[index].allocator.missing_bytes or gpu.allocator.missing_bytes,
+                missing_at_load_bytes=loaded[index],
+            )
+            for index, gpu in gpus.items()
+        }
+
+    def _started(self, limits: Mapping[int, int] | None) -> dict[int, _Gpu]:
+        """Each GPU with the model on it, to go on from."""
+        gpus = {}
+        for index, loaded in self._gpus.items():
+            limit = None
+            if limits is not None:
+                limit = max(0, limits[index] - outside(self.costs[index]))
+            if limit is not None and loaded.allocator.peak_reserved > limit:
+                gpus[index] = self._load(index, limit)
+                continue
+            allocator = loaded.allocator.copy()
+            allocator.limit_bytes = limit
+            gpus[index] = _Gpu(allocator=allocator, costs=loaded.costs)
+        return gpus
+
+    def _load(self, index: int, limit: int | None) -> _Gpu:
+        gpu = _Gpu(allocator=_Forgiving(limit), costs=self.costs[index])
+        load(gpu, self.architecture, self._blocks[index])
+        return gpu
+
+    def _on(self, gpus: Mapping[int, _Gpu]) -> list[tuple[Block, Gpu]]:
+        """The blocks in forward order, each with the GPU that runs it."""
+        first = next(iter(gpus.values()))
+        return [
+            (block, gpus[place] if isinstance(place, int) else first)
+            for block, place in zip(self.architecture.blocks, self._places, strict=True)
+        ]
+
+
+def replay(
+    architecture: Architecture,
+    placed: Mapping[str, int | str],
+    costs: Mapping[int, Costs],
+    *,
+    context_tokens: int,
+    batch: int,
+    new_tokens: int = NEW_TOKENS,
+    probe: bool = True,
+) -> dict[int, Use]:
+    """One session on GPUs without a limit; see :meth:`Loaded.run`."""
+    loaded = Loaded(architecture, placed, costs)
+    return loaded.run(
+        context_tokens=context_tokens, batch=batch, new_tokens=new_tokens, probe=probe
+    )
+
+
+class _Forgiving(Allocator):
+    """Notes what was missing when it first ran out, and goes on without a limit."""
+
+    missing_bytes = 0
+
+    def _segment(self, size: int, small: bool) -> Held:
+        try:
+            return super()._segment(size, small)
+        except DeviceFullError as error:
+            self.missing_bytes = error.missing_bytes
+            self.limit_bytes = None
+            return super()._segment(size, small)
+
+
+def outside(costs: Costs) -> int:
+    """Bytes that a process which has generated holds outside torch's allocator."""
+    return costs.context_bytes + costs.module_bytes
+
+
+def _begin(gpus: Mapping[int, _Gpu]) -> dict[int, int]:
+    """The first matrix product takes its workspace; the peaks of what was before."""
+    before = _reserved(gpus)
+    for gpu in gpus.values():
+        gpu.allocator.restart_peaks()
+        gpu.allocator.take(gpu.costs.workspace_bytes)
+    return before
+
+
+def _reserved(gpus: Mapping[int, _Gpu]) -> dict[int, int]:
+    return {index: gpu.allocator.peak_reserved for index, gpu in gpus.items()}

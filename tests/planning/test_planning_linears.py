@@ -1,0 +1,56 @@
+"""One Linear alone: what it holds at its worst moment and what stays, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pytest_multigpu.planning.allocator import Allocator
+from pytest_multigpu.planning.costs import HOPPER
+from pytest_multigpu.planning.linears import Linears
+from pytest_multigpu.records.plan import Architecture
+
+Make = Callable[..., Architecture]
+T = 2048
+WIDE = T * 28672 * 2
+
+
+def test_columns_kept_in_16_bit_are_held_beside_the_product(make_llama: Make) -> None:
+    linears = Linears(make_llama("8bit", layers=1))
+    costs = replace(HOPPER, int8_outlier_share=0.25, int8_outlier_share_down=0.0)
+    a, plain = Allocator(), Allocator()
+    kept = 8192 // 4
+    found = linears.run(a, costs, T, 28672, 8192)
+    assert found.size == linears.run(plain, HOPPER, T, 28672, 8192).size == WIDE
+    # Outlier columns of the input and of the weight, in 16 bit, and both results of the sum.
+    more = T * kept * 2 + 28672 * kept * 2
+    assert a.peak_allocated == plain.peak_allocated + more
+    down = linears.run(a, costs, T, 8192, 28672, down=True)
+    assert a.allocated == found.size + down.size
+
+
+def test_an_int8_linear_alone(make_llama: Make) -> None:
+    """Few rows: the worst moment is before the product."""
+    model = make_llama("8bit", layers=1)
+    for dtype, half in (("bfloat16", T * 8192 * 2), ("float16", 0)):
+        a = Allocator()
+        out = Linears(replace(model, dtype=dtype)).run(a, HOPPER, T, 8, 8192)
+        # The fp16 copy, its int8 form, magnitudes, mask.
+        assert a.peak_allocated == half + T * 8192 * (1 + 2 + 1)
+        assert a.allocated == out.size == T * 8 * 2
+
+
+def test_an_nf4_linear_alone(make_llama: Make) -> None:
+    a, linears = Allocator(), Linears(make_llama("4bit", layers=1))
+    few = linears.run(a, HOPPER, 16, 4096, 8192)
+    assert a.peak_allocated == few.size == 16 * 4096 * 2
+    many = linears.run(a, HOPPER, 17, 4096, 8192)
+    assert many.size == 17 * 4096 * 2
+    assert a.peak_allocated == few.size + many.size + 4096 * 8192 * 2
+    assert a.allocated == few.size + many.size
+
+
+def test_a_16_bit_linear_takes_its_output_alone(make_llama: Make) -> None:
+    a = Allocator()
+    out = Linears(make_llama(layers=1)).run(a, HOPPER, T, 4096, 8192)
+    assert a.peak_allocated == a.allocated == out.size == T * 4096 * 2
