@@ -169,7 +169,14 @@ def new_meta_model(
                 quantizer.preprocess_model(
                     model=model, dtype=torch_dtype, device_map="auto", checkpoint_files=None
                 )
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+        AssertionError,  # torch's, of a padding token beyond the vocabulary
+    ) as error:
         raise UsageError(
             f"{OPTION}: transformers {version('transformers')} cannot build {cls.__name__} from "
             f"the config.json of {resolved.name!r}: {_one_line(error)}; correct the value"

@@ -180,6 +180,11 @@ def test_a_quantised_checkpoint_is_said_so() -> None:
             r"of 'x': KeyError: .*nonesuch.*; correct the value",
         ),
         (
+            {"pad_token_id": 512},
+            r"--gpu-model: transformers [\d.]+ cannot build LlamaForCausalLM from the config.json "
+            r"of 'x': AssertionError: Padding_idx must be within num_embeddings; correct the value",
+        ),
+        (
             {"hidden_size": "wide"},
             r"--gpu-model: transformers [\d.]+ refuses the config.json of 'x': .*; correct the "
             r"value",
