@@ -8,6 +8,7 @@ cache is measured. torch and transformers are imported inside the functions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,10 +58,16 @@ def read_kv_layout(
     if plain is not None:
         return KvLayout(layers=plain)
     try:
-        measured = _measure(unquantised(), cache)
+        owned = _measure(unquantised(), cache)
     except Exception as error:  # any operation that the meta device lacks
         return _from_config(layers, cache.layers, config, itemsize, error)
-    return _layout(measured.layers, len(layers), itemsize)
+    return _layout(cache.layers, owned, itemsize)
+
+
+def cache_argument(model: Any) -> str:
+    """What the model's forward calls its cache: transformers renames ``past_key_values``."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _windows(cache_layers: Sequence[Any], count: int) -> list[int | None]:
@@ -108,8 +115,11 @@ def _from_projections(
     return tuple(found)
 
 
-def _measure(model: Any, cache: Any) -> Any:
-    """Run three tokens through the meta model; the cache then holds their shapes."""
+def _measure(model: Any, cache: Any) -> list[int]:
+    """Run three tokens through the meta model; the cache then holds their shapes.
+
+    :return: bytes that each layer keeps in modules of its own instead.
+    """
     import torch
 
     if hasattr(model, "set_experts_implementation"):
@@ -117,33 +127,50 @@ def _measure(model: Any, cache: Any) -> Any:
         model.set_experts_implementation("batched_mm")
     model.eval()
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    layers = decoder_layers(model)
+    before = [_attributes(layer) for layer in layers]
     with torch.inference_mode():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True)
-    return cache
+        model(input_ids=tokens, use_cache=True, **{cache_argument(model): cache})
+    return [
+        sum(size for key, size in _attributes(layer).items() if key not in known)
+        for layer, known in zip(layers, before, strict=True)
+    ]
 
 
-def _layout(cache_layers: Sequence[Any], count: int, itemsize: int) -> KvLayout:
+def _attributes(layer: Any) -> dict[tuple[str, str], int]:
+    """Bytes of the tensors that modules hold beside parameters and buffers."""
+    import torch
+
+    return {
+        (name, key): value.nbytes
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _layout(cache_layers: Sequence[Any], owned: Sequence[int], itemsize: int) -> KvLayout:
     found = []
-    state_layers, state_bytes = 0, 0
-    for layer, window in zip(cache_layers[:count], _windows(cache_layers, count), strict=False):
+    count = len(owned)
+    states = list(owned)
+    windows = _windows(cache_layers, count)
+    for index, (layer, window) in enumerate(zip(cache_layers[:count], windows, strict=False)):
         numbers, heads = 0, 0
         for name in ("keys", "values", "indexer_keys"):
             tensor = getattr(layer, name, None)
             if tensor is not None:
                 numbers += int(tensor.numel())
                 heads = heads or (int(tensor.shape[1]) if tensor.dim() == 4 else 0)
-        states = _state_bytes(layer)
-        state_layers += states > 0
-        state_bytes += states
+        states[index] += _state_bytes(layer)
         found.append(
             LayerKv(bytes_per_token=numbers * itemsize // _TOKENS, window=window, heads=heads)
         )
     found += [LayerKv()] * (count - len(found))
     unknown: list[str] = []
-    if state_layers:
+    if any(states):
         unknown.append(
-            f"{state_layers} of {count} layers keep a recurrent state, "
-            f"{human_size(state_bytes)} for each sequence in all, which the plan leaves out"
+            f"{sum(state > 0 for state in states)} of {count} layers keep a recurrent state, "
+            f"{human_size(sum(states))} for each sequence in all, which the plan leaves out"
         )
     elif not any(layer.bytes_per_token for layer in found):
         unknown.append("no layer keeps a KV cache; what the model keeps instead is not planned")

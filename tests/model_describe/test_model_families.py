@@ -158,6 +158,24 @@ def test_recurrent_layers_are_named_as_unknown() -> None:
     assert per_token == [0, 128, 0, 128]
 
 
+@pytest.mark.parametrize(
+    ("family", "state"),
+    [
+        # It keeps its state in modules: 3 x 64 in 16 bit and 64 in fp32 in each of 3 layers.
+        ("recurrent_gemma", "3 of 4 layers keep a recurrent state, 1920 B for each sequence"),
+        # 4 x 128 in 16 bit and 128 x 16 in fp32 in each layer.
+        ("mamba", "4 of 4 layers keep a recurrent state, 36864 B for each sequence"),
+    ],
+)
+def test_recurrent_state_beside_or_without_a_cache_is_named(family: str, state: str) -> None:
+    config = {**SHAPE, "model_type": family}
+    if family == "mamba":
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+            config.pop(name)
+    found = describe(ResolvedModel(name=family, config_dict=config), tier="16bit")
+    assert found.unknown == (f"{state} in all, which the plan leaves out",)
+
+
 def test_attention_that_cannot_be_run_is_taken_from_the_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
