@@ -14,7 +14,7 @@ from .report.terminal import plan_lines
 from .session import GpuSession
 
 
-def print_plan(settings: Settings) -> int:
+def print_plan(settings: Settings, *, verbosity: int = 0) -> int:
     """0 if the plan fits, 1 if not.
 
     :raises UsageError: bad input.
@@ -23,7 +23,7 @@ def print_plan(settings: Settings) -> int:
     session.plans.check_inputs()
     plan = session.plan
     rows = session.plans.rentable()
-    for line in [*plan_lines(plan), *rent_lines(rows, plan)]:
+    for line in [*plan_lines(plan, verbosity=verbosity), *rent_lines(rows, plan)]:
         print(line.text)
     if settings.report_dir is not None:
         report = RunReport(started=time.time(), tier_asked=settings.tier, versions=session.versions)

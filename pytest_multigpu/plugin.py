@@ -46,7 +46,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     from .planview import print_plan
 
     try:
-        return print_plan(options.resolve(config))
+        return print_plan(options.resolve(config), verbosity=config.option.verbose)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -79,6 +79,10 @@ class Allocator:
         for, less the free segments that the driver would have been given back for it."""
         self.allocated = 0
         self.peak_allocated = 0
+        self.kv = self.logits = 0
+        """Bytes of what is handed out that are KV cache, and logits: their makers keep count."""
+        self.peak_kv = self.peak_logits = 0
+        """The same when ``allocated`` was at its peak."""
         self._next_address = 0
         self._whole_free = 0
         """Bytes of segments of which nothing is handed out."""
@@ -110,8 +114,9 @@ class Allocator:
             block.after, block.size = rest, size
             insort(pool, (left, address, rest))
         self.allocated += block.size
-        if self.allocated > self.peak_allocated:  # noqa: PLR1730 - max() is slower
+        if self.allocated > self.peak_allocated:
             self.peak_allocated = self.allocated
+            self.peak_kv, self.peak_logits = self.kv, self.logits
         return block
 
     def drop(self, block: Held) -> None:
@@ -149,7 +154,13 @@ class Allocator:
 
     def restart_peaks(self) -> None:
         """``torch.cuda.reset_peak_memory_stats()``."""
-        self.peak_reserved, self.peak_allocated = self.reserved, self.allocated
+        self.peak_reserved = self.reserved
+        self.restart_allocated_peak()
+
+    def restart_allocated_peak(self) -> None:
+        """``peak_reserved`` goes on."""
+        self.peak_allocated = self.allocated
+        self.peak_kv, self.peak_logits = self.kv, self.logits
 
     def copy(self: _Self) -> _Self:
         """The same state once more, to go on from it in another way.

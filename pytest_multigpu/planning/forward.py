@@ -10,22 +10,10 @@ is unlike Llama is named in ``Architecture.unknown``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ..records.plan import Architecture, Block
 from .allocator import Allocator, Held
-from .costs import Costs
+from .gpu import Gpu as Gpu
 from .linears import DTYPE_BYTES, Linears
-
-
-@dataclass(kw_only=True)
-class Gpu:
-    """One GPU while a forward is replayed on it."""
-
-    allocator: Allocator
-    costs: Costs
-    cache: dict[str, tuple[Held, Held]] = field(default_factory=dict)
-    """Layer name to its K and V."""
 
 
 class Forward:
@@ -120,20 +108,32 @@ class Forward:
         for block, gpu in blocks:
             if block.kind != "layer":
                 continue
-            self._extend_cache(gpu, block, 1, batch, total_tokens)
+            gpu.extend_cache(block, 1, batch, total_tokens)
             if self.tier == "4bit" and batch > gpu.costs.dequantise_above_tokens:
                 gpu.allocator.drop(gpu.allocator.take(block.load_transient_bytes))
 
     def _logits(self, head: Gpu, first: Gpu, batch: int) -> None:
         """``lm_head``; the root hook moves them to the input's GPU; ``generate`` makes fp32."""
-        rows = self.logits_rows * batch
-        logits = head.allocator.take(rows * self.vocab * self.size)
-        moved = logits if head is first else first.allocator.take(rows * self.vocab * self.size)
-        upcast = first.allocator.take(batch * self.vocab * 4)
-        first.allocator.drop(upcast)
-        if moved is not logits:
-            first.allocator.drop(moved)
+        size = self.logits_rows * batch * self.vocab * self.size
+        head.allocator.logits += size
+        logits = head.allocator.take(size)
+        self._use_logits(head, first, size, batch)
         head.allocator.drop(logits)
+        head.allocator.logits -= size
+
+    def _use_logits(self, head: Gpu, first: Gpu, size: int, batch: int) -> None:
+        """Moved to the first GPU; the last token's once more in fp32."""
+        a, wide = first.allocator, batch * self.vocab * 4
+        before = a.logits
+        moved: list[Held] = []
+        if head is not first:
+            a.logits += size
+            moved = [a.take(size)]
+        a.logits += wide
+        a.drop(a.take(wide))
+        for held in moved:
+            a.drop(held)
+        a.logits = before
 
     def _layer(
         self,
@@ -163,7 +163,7 @@ class Forward:
         a.drop(q)
         a.drop(k)
         if keep_cache:
-            self._extend_cache(gpu, block, t // batch, batch, total_tokens)
+            gpu.extend_cache(block, t // batch, batch, total_tokens)
             a.drop(k_rotated)
             a.drop(v)
         attended = a.take(query)
@@ -215,24 +215,6 @@ class Forward:
         a.drop(product)
         a.drop(straight)
         return result
-
-    @staticmethod
-    def _extend_cache(gpu: Gpu, block: Block, new: int, batch: int, total: int) -> None:
-        """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V.
-
-        ``DynamicSlidingWindowLayer`` joins the ``window - 1`` tokens that it keeps and the new
-        ones; what it keeps of that is a view, so a prompt's whole K and V live until the next
-        step.
-        """
-        tokens = total if block.kv_window is None else min(total, block.kv_window - 1 + new)
-        half = max(1, block.kv_bytes_per_token * tokens * batch // 2)
-        old = gpu.cache.get(block.name)
-        joined = []
-        for part in range(2):
-            joined.append(gpu.allocator.take(half))
-            if old is not None:
-                gpu.allocator.drop(old[part])
-        gpu.cache[block.name] = (joined[0], joined[1])
 
     def _mlp(self, gpu: Gpu, t: int) -> Held:
         """``down(act(gate(x)) * up(x))``."""

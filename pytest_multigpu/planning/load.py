@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..records.plan import Architecture, Block
 from ..units import MIB
-from .forward import Gpu
+from .gpu import Gpu
 from .linears import DTYPE_BYTES
 
 
@@ -20,9 +20,7 @@ def load(gpu: Gpu, architecture: Architecture, blocks: Sequence[Block]) -> None:
     """Puts the weights of ``blocks`` on one GPU. The allocator's peaks show what it took."""
     a = gpu.allocator
     tensors = [size for block in blocks for size in tensor_sizes(architecture, block)]
-    largest = max((block.load_transient_bytes for block in blocks), default=0)
-    buffers = 2 if architecture.tier == "8bit" and architecture.dtype != "float16" else 1
-    scratch = [a.take(largest) for _ in range(buffers if largest else 0)]
+    scratch = [a.take(size) for size in scratch_sizes(architecture, blocks)]
     reserve = sum(-(-size // 512) * 512 for size in tensors if size > MIB)
     if reserve:
         a.drop(a.take(reserve))
@@ -31,6 +29,13 @@ def load(gpu: Gpu, architecture: Architecture, blocks: Sequence[Block]) -> None:
     for held in scratch:
         a.drop(held)
     a.empty_cache()
+
+
+def scratch_sizes(architecture: Architecture, blocks: Sequence[Block]) -> list[int]:
+    """Bytes of the buffers in which tensors wait to be quantised."""
+    largest = max((block.load_transient_bytes for block in blocks), default=0)
+    buffers = 2 if architecture.tier == "8bit" and architecture.dtype != "float16" else 1
+    return [largest] * buffers if largest else []
 
 
 def tensor_sizes(architecture: Architecture, block: Block) -> list[int]:

@@ -183,9 +183,8 @@ def _device_plan(
     weights, kv = _sums(architecture, placed, index, context, batch)
     layers = _layers(architecture, placed, index)
     peak = use.peaks.worst_bytes
-    workspace = use.allocated_peak_bytes - weights - kv
     fixed = min(peak - weights, use.fixed_bytes)
-    activation = max(0, min(workspace, peak - weights - kv - fixed))
+    activation = max(0, min(use.activation_bytes, peak - weights - kv - fixed))
     return DevicePlan(
         device=f"cuda:{index}",
         layers=None if layers == (-1, -1) else layers,
@@ -196,6 +195,7 @@ def _device_plan(
         peak_bytes=peak,
         limit_bytes=limit,
         peaks=use.peaks,
+        parts=use.parts,
     )
 
 

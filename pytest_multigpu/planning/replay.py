@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ..records.plan import Architecture, Block, Peaks
+from ..records.plan import Architecture, Block, Parts, Peaks
 from .allocator import Allocator, DeviceFullError, Held
 from .costs import Costs
-from .forward import Forward, Gpu
-from .load import load
+from .forward import Forward
+from .gpu import Gpu
+from .load import load, scratch_sizes
 
 NEW_TOKENS = 16
 """Of the context, how many are generated one by one; the rest is the prompt."""
@@ -22,9 +24,10 @@ NEW_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """One GPU after a replay. Bytes; ``peaks`` as NVML shows them."""
+    """One GPU after a replay. Bytes."""
 
-    peaks: Peaks
+    parts: Mapping[str, Parts]
+    """Phase to what is in use, as NVML shows it. Without ``probe`` if that was not replayed."""
     allocated_peak_bytes: int
     """In tensors, at the worst moment after loading."""
     fixed_bytes: int
@@ -35,6 +38,24 @@ class Use:
     """The same, if that was while loading."""
     least_bytes: int = 0
     """About the fewest free bytes with which this GPU would do."""
+
+    @property
+    def peaks(self) -> Peaks:
+        return Peaks(**{f"{phase}_bytes": parts.total_bytes for phase, parts in self.parts.items()})
+
+    @property
+    def activation_bytes(self) -> int:
+        """The most that a phase holds at once beyond weights and KV; workspaces not counted."""
+        return max(parts.activations_bytes + parts.logits_bytes for parts in self.parts.values())
+
+
+class _Moment(NamedTuple):
+    """One GPU's allocator after a phase: its peaks, and what was in use at the second one."""
+
+    reserved: int
+    allocated: int
+    kv: int
+    logits: int
 
 
 def kv_bytes(block: Block, context_tokens: int, batch: int) -> int:
@@ -100,43 +121,63 @@ class Loaded:
         new_tokens = max(1, min(new_tokens, context_tokens - 1))
         prompt = max(1, context_tokens - new_tokens)
         gpus = self._started(limits)
-        loaded = {index: gpu.allocator.missing_bytes for index, gpu in gpus.items()}
-        peaks = {"load": _begin(gpus), "probe": dict.fromkeys(gpus, 0)}
+        short_at_load = {index: gpu.allocator.missing_bytes for index, gpu in gpus.items()}
+        moments = {"load": _begin(gpus)}
         blocks = self._on(gpus)
         forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt)
-        peaks["prefill"] = _reserved(gpus)
+        moments["prefill"] = _moments(gpus)
         for step in range(prompt + 1, context_tokens + 1):
             if step == prompt + 1:
                 forward.run(blocks, tokens=1, batch=batch, total_tokens=step)
             else:
                 forward.extend(blocks, batch=batch, total_tokens=step)
-        peaks["decode"] = _reserved(gpus)
+        moments["decode"] = _moments(gpus)
         probed = gpus
         short = any(gpu.allocator.missing_bytes for gpu in gpus.values())
-        probe = probe and not (enough_if_short and short)
-        if probe:
+        if probe and not (enough_if_short and short):
             probed = self._started(limits)
             _begin(probed)
             on_probed = self._on(probed)
             forward.run(on_probed, tokens=prompt, batch=batch, total_tokens=prompt, probe=True)
-            peaks["probe"] = _reserved(probed)
+            moments["probe"] = _moments(probed)
         return {
             index: Use(
-                peaks=Peaks(
-                    load_bytes=peaks["load"][index] + gpu.costs.context_bytes,
-                    prefill_bytes=peaks["prefill"][index] + outside(gpu.costs),
-                    decode_bytes=peaks["decode"][index] + outside(gpu.costs),
-                    probe_bytes=peaks["probe"][index] + outside(gpu.costs) if probe else 0,
+                parts={
+                    phase: self._parts(index, phase, at[index]) for phase, at in moments.items()
+                },
+                allocated_peak_bytes=max(
+                    at[index].allocated for phase, at in moments.items() if phase != "load"
                 ),
-                allocated_peak_bytes=gpu.allocator.peak_allocated,
                 fixed_bytes=outside(gpu.costs) + gpu.costs.workspace_bytes,
                 least_bytes=max(gpu.allocator.least_limit, probed[index].allocator.least_limit)
                 + outside(gpu.costs),
                 missing_bytes=probed[index].allocator.missing_bytes or gpu.allocator.missing_bytes,
-                missing_at_load_bytes=loaded[index],
+                missing_at_load_bytes=short_at_load[index],
             )
             for index, gpu in gpus.items()
         }
+
+    def _parts(self, index: int, phase: str, moment: _Moment) -> Parts:
+        costs, blocks = self.costs[index], self._blocks[index]
+        weights = sum(block.weights_bytes for block in blocks)
+        if phase == "load":
+            transient = sum(scratch_sizes(self.architecture, blocks))
+            return Parts(
+                context_bytes=costs.context_bytes,
+                weights_bytes=weights,
+                transient_bytes=transient,
+                slack_bytes=moment.reserved - weights - transient,
+            )
+        used = moment.allocated - self._gpus[index].allocator.allocated - costs.workspace_bytes
+        return Parts(
+            context_bytes=outside(costs),
+            weights_bytes=weights,
+            kv_bytes=moment.kv,
+            activations_bytes=used - moment.kv - moment.logits,
+            logits_bytes=moment.logits,
+            workspace_bytes=costs.workspace_bytes,
+            slack_bytes=moment.reserved - weights - costs.workspace_bytes - used,
+        )
 
     def _started(self, limits: Mapping[int, int] | None) -> dict[int, _Gpu]:
         """Each GPU with the model on it, to go on from."""
@@ -203,14 +244,20 @@ def outside(costs: Costs) -> int:
     return costs.context_bytes + costs.module_bytes
 
 
-def _begin(gpus: Mapping[int, _Gpu]) -> dict[int, int]:
+def _begin(gpus: Mapping[int, _Gpu]) -> dict[int, _Moment]:
     """The first matrix product takes its workspace; the peaks of what was before."""
-    before = _reserved(gpus)
+    before = _moments(gpus)
     for gpu in gpus.values():
         gpu.allocator.restart_peaks()
         gpu.allocator.take(gpu.costs.workspace_bytes)
     return before
 
 
-def _reserved(gpus: Mapping[int, _Gpu]) -> dict[int, int]:
-    return {index: gpu.allocator.peak_reserved for index, gpu in gpus.items()}
+def _moments(gpus: Mapping[int, _Gpu]) -> dict[int, _Moment]:
+    """The peaks of the phase that ends here. What is reserved stays so from phase to phase."""
+    found = {}
+    for index, gpu in gpus.items():
+        a = gpu.allocator
+        found[index] = _Moment(a.peak_reserved, a.peak_allocated, a.peak_kv, a.peak_logits)
+        a.restart_allocated_peak()
+    return found

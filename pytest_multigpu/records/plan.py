@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from .tiers import TIERS as TIERS
@@ -97,6 +97,32 @@ class Peaks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What one GPU holds when a phase has most in tensors, and what the allocator has beside.
+
+    Bytes; they sum to the phase's peak.
+    """
+
+    context_bytes: int = 0
+    """The CUDA context and, once the model ran, kernels: all outside torch's allocator."""
+    weights_bytes: int = 0
+    """With quantisation statistics."""
+    kv_bytes: int = 0
+    activations_bytes: int = 0
+    logits_bytes: int = 0
+    workspace_bytes: int = 0
+    """cuBLAS's, from torch's allocator."""
+    transient_bytes: int = 0
+    """16-bit tensors that are there to be quantised while loading."""
+    slack_bytes: int = 0
+    """Reserved by the allocator and not in use then: fragments, and what earlier was more."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DevicePlan:
     """What a plan puts on one device. All sizes are bytes."""
 
@@ -115,6 +141,8 @@ class DevicePlan:
     limit_bytes: int
     """What this process may use: free bytes as found. 0 for ``cpu`` and ``disk``: unlimited."""
     peaks: Peaks = field(default_factory=Peaks)
+    parts: Mapping[str, Parts] = field(default_factory=dict)
+    """``load``, ``prefill``, ``decode`` and ``probe`` to the parts of that peak; GPUs only."""
 
 
 @dataclass(frozen=True, kw_only=True)

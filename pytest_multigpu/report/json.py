@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..records.check import Record
@@ -115,6 +116,7 @@ def _plan(plan: Plan | None) -> dict[str, Any] | None:
                     "decode_bytes": device.peaks.decode_bytes,
                     "probe_bytes": device.peaks.probe_bytes,
                 },
+                "parts": {phase: asdict(parts) for phase, parts in device.parts.items()},
             }
             for device in plan.devices
         ],

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..records.check import Record
-from ..records.plan import Plan, auto_call
 from ..records.report import CheckResult, RunReport
 from ..units import gib
 from .words import (
@@ -135,73 +134,6 @@ def block_list(names: Sequence[str]) -> str:
         else:
             shown.append(f"{part[0]}.{part[1]} to {part[2]} ({part[2] - part[1] + 1} blocks)")
     return ", ".join(shown)
-
-
-def plan_lines(plan: Plan) -> list[Line]:
-    """``--gpu-plan``: a row a device, then what does not fit, what is off the GPUs, what to do."""
-    rows = [
-        (
-            "device",
-            "layers",
-            "weights",
-            "KV",
-            "activations",
-            "reserve",
-            "peak",
-            "limit",
-            "",
-        )
-    ]
-    markups: list[tuple[str, ...]] = []
-    for device in plan.devices:
-        on_gpu = device.device.startswith("cuda:")
-        if not on_gpu and not device.weights_bytes:
-            continue
-        lack = device.peak_bytes - device.limit_bytes
-        limited = on_gpu
-        verdict = "GiB"
-        if limited:
-            verdict = f"GiB, lacks {gib(lack)}" if lack > 0 else f"GiB, {gib(-lack)} left"
-        rows.append(
-            (
-                shown_device(device.device),
-                layers_text(device.layers),
-                gib_cell(device.weights_bytes),
-                gib_cell(device.kv_bytes),
-                gib_cell(device.activation_bytes),
-                gib_cell(device.reserve_bytes),
-                gib_cell(device.peak_bytes),
-                gib_cell(device.limit_bytes) if limited else "-",
-                verdict,
-            )
-        )
-        markups.append(("red",) if limited and lack > 0 else () if on_gpu else ("yellow",))
-    texts = columns(rows, right=range(2, 8))
-    architecture = plan.architecture
-    lines = [
-        Line(
-            f"{architecture.model} in {architecture.tier} ({architecture.dtype}): "
-            f"{gib(plan.weights_bytes)} of weights, placement {plan.placement}, "
-            f"context {plan.context_tokens} tokens x {plan.batch}"
-        ),
-        Line(""),
-        Line(texts[0], ("bold",)),
-        *(Line(text, markup) for text, markup in zip(texts[1:], markups, strict=True)),
-        Line(""),
-    ]
-    if plan.offloaded:
-        lines.append(Line(f"off the GPUs: {block_list(plan.offloaded)}", ("red",)))
-    lines += [Line(f"not accounted for: {text}", ("yellow",)) for text in architecture.unknown]
-    lines += [Line(reason, ("red",)) for reason in plan.reasons]
-    lines += [Line(f"remedy: {remedy}") for remedy in plan.remedies]
-    if plan.fits and plan.max_memory is not None:
-        lines.append(Line(f"auto places it like this with {auto_call(plan.max_memory)}"))
-    lines.append(
-        Line("the plan fits", ("green", "bold"))
-        if plan.fits
-        else Line("the plan does not fit", ("red", "bold"))
-    )
-    return lines
 
 
 def phase_table(report: RunReport) -> list[Line]:

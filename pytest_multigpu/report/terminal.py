@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport
 from ..units import gib
+from .plan import plan_lines
 from .tables import (
     MATRIX_FROM,
     Line,
@@ -29,7 +30,6 @@ from .tables import (
     copy_matrices,
     gpu_table,
     phase_table,
-    plan_lines,
 )
 from .words import columns, expected_text, measured_text, number, pair_of, shown_device
 

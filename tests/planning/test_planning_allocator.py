@@ -87,6 +87,24 @@ def test_a_segment_in_use_stays_when_the_cache_is_emptied() -> None:
     assert allocator.reserved == 0
 
 
+def test_the_peak_knows_how_much_of_it_was_kv_and_logits() -> None:
+    allocator = Allocator()
+    allocator.kv = 3
+    allocator.drop(allocator.take(20 * MIB))
+    allocator.kv, allocator.logits = 5, 7
+    allocator.take(10 * MIB)
+    assert (allocator.peak_kv, allocator.peak_logits) == (3, 0)
+    allocator.take(20 * MIB)
+    assert (allocator.peak_kv, allocator.peak_logits) == (5, 7)
+    allocator.kv, reserved = 1, allocator.peak_reserved
+    allocator.empty_cache()
+    allocator.restart_allocated_peak()
+    assert (allocator.peak_kv, allocator.peak_logits) == (1, 7)
+    assert (allocator.peak_allocated, allocator.peak_reserved) == (30 * MIB, reserved)
+    allocator.restart_peaks()
+    assert allocator.peak_reserved == allocator.reserved
+
+
 # Whether the machine is busy says nothing about the allocator.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(

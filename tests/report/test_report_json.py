@@ -18,6 +18,7 @@ from report_examples import check, few_gpus, four_h100s, plan
 from pytest_multigpu.errors import UsageError
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.plan import Parts
 from pytest_multigpu.records.report import CheckResult, RunReport
 from pytest_multigpu.report.atomic import write_atomic, write_json
 from pytest_multigpu.report.folder import ReportFile, read_report
@@ -82,6 +83,27 @@ def test_every_key_of_schema_1_is_there() -> None:
     assert data["plan"]["devices"][0]["layers"] == [0, 18]
     assert data["machine"]["gpus"][0]["capability"] == [9, 0]
     assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_each_peak_in_parts() -> None:
+    found = four_h100s()
+    assert found.plan is not None
+    first = replace(found.plan.devices[0], parts={"load": Parts(weights_bytes=7, slack_bytes=2)})
+    plan = replace(found.plan, devices=(first, *found.plan.devices[1:]))
+    data = to_json(replace(found, plan=plan))["plan"]
+    assert data["devices"][0]["parts"] == {
+        "load": {
+            "context_bytes": 0,
+            "weights_bytes": 7,
+            "kv_bytes": 0,
+            "activations_bytes": 0,
+            "logits_bytes": 0,
+            "workspace_bytes": 0,
+            "transient_bytes": 0,
+            "slack_bytes": 2,
+        }
+    }
+    assert data["devices"][1]["parts"] == {}
 
 
 def test_the_max_memory_of_the_plan_or_null() -> None:

@@ -9,13 +9,14 @@ from report_examples import check, copies, few_gpus, four_h100s, free_vram, mach
 
 from pytest_multigpu.judging.verdict import decide
 from pytest_multigpu.records.check import Record, Value
+from pytest_multigpu.records.plan import Parts
 from pytest_multigpu.records.report import CheckResult, RunReport
+from pytest_multigpu.report.plan import plan_lines
 from pytest_multigpu.report.tables import (
     Line,
     block_list,
     copy_matrices,
     gpu_table,
-    plan_lines,
     table_lines,
 )
 from pytest_multigpu.report.terminal import check_lines, summary_lines
@@ -203,6 +204,33 @@ def test_the_max_memory_is_a_line_to_paste() -> None:
     )
     refused = plan_lines(replace(plan(), fits=False, max_memory={0: "35GiB"}))
     assert not [line for line in refused if "like this" in line.text]
+
+
+def test_verbose_plans_have_each_peak_in_parts() -> None:
+    found = plan()
+    parts = Parts(
+        context_bytes=GIB,
+        weights_bytes=32 * GIB,
+        kv_bytes=GIB // 2,
+        activations_bytes=GIB // 4,
+        logits_bytes=GIB // 8,
+        workspace_bytes=GIB // 16,
+        transient_bytes=3 * GIB,
+        slack_bytes=2 * GIB,
+    )
+    first = replace(found.devices[0], parts={"load": Parts(slack_bytes=GIB), "prefill": parts})
+    found = replace(found, devices=(first, *found.devices[1:]))
+    lines = plan_lines(found, verbosity=1)
+    assert text(lines[8:11]) == (
+        "device  peak of  context  weights    KV  activations  logits  workspace  transient  slack"
+        "  in all\n"
+        "GPU 0   load        0.00     0.00  0.00         0.00    0.00       0.00       0.00   1.00"
+        "    1.00  GiB\n"
+        "GPU 0   prefill     1.00    32.00  0.50         0.25    0.12       0.06       3.00   2.00"
+        "   38.94  GiB"
+    )
+    assert len(plan_lines(found)) == len(lines) - 4
+    assert text(plan_lines(plan(), verbosity=1)) == text(plan_lines(plan()))
 
 
 def test_table_lines() -> None:

@@ -1,0 +1,42 @@
+"""One GPU while a forward is replayed on it: its allocator, its KV cache.
+
+Imports records and its own part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..records.plan import Block
+from .allocator import Allocator, Held
+from .costs import Costs
+
+
+@dataclass(kw_only=True)
+class Gpu:
+    """Bytes of KV are counted in ``allocator.kv``."""
+
+    allocator: Allocator
+    costs: Costs
+    cache: dict[str, tuple[list[Held], int]] = field(default_factory=dict)
+    """Layer name to its K and V, and the bytes of each."""
+
+    def extend_cache(self, block: Block, new: int, batch: int, total: int) -> None:
+        """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V.
+
+        ``DynamicSlidingWindowLayer`` joins the ``window - 1`` tokens that it keeps and the new
+        ones; what it keeps of that is a view, so a prompt's whole K and V live until the next
+        step.
+        """
+        a = self.allocator
+        tokens = total if block.kv_window is None else min(total, block.kv_window - 1 + new)
+        half = max(1, block.kv_bytes_per_token * tokens * batch // 2)
+        old = self.cache.get(block.name)
+        joined: list[Held] = []
+        for _ in range(2):
+            a.kv += half
+            joined.append(a.take(half))
+            if old is not None:
+                a.drop(old[0][len(joined) - 1])
+                a.kv -= old[1]
+        self.cache[block.name] = (joined, half)
