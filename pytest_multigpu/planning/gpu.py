@@ -25,18 +25,24 @@ class Gpu:
         """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V.
 
         ``DynamicSlidingWindowLayer`` joins the ``window - 1`` tokens that it keeps and the new
-        ones; what it keeps of that is a view, so a prompt's whole K and V live until the next
-        step.
+        ones, both K and V before it releases either; what it keeps of that is a view, so a
+        prompt's whole K and V live until the next step.
         """
-        a = self.allocator
-        tokens = total if block.kv_window is None else min(total, block.kv_window - 1 + new)
+        a, window = self.allocator, block.kv_window
+        tokens = total if window is None else min(total, window - 1 + new)
         half = max(1, block.kv_bytes_per_token * tokens * batch // 2)
         old = self.cache.get(block.name)
         joined: list[Held] = []
         for _ in range(2):
             a.kv += half
             joined.append(a.take(half))
-            if old is not None:
-                a.drop(old[0][len(joined) - 1])
-                a.kv -= old[1]
+            if old is not None and window is None:
+                self._release(old[0][len(joined) - 1], old[1])
+        if old is not None and window is not None:
+            for held in old[0]:
+                self._release(held, old[1])
         self.cache[block.name] = (joined, half)
+
+    def _release(self, held: Held, size: int) -> None:
+        self.allocator.drop(held)
+        self.allocator.kv -= size

@@ -178,6 +178,20 @@ def test_a_windows_cache_after_a_decode_step_of_two_sequences(make_llama: Make) 
     assert gpu.allocator.allocated == 2 * (1023 + 5) * 4096
 
 
+def test_a_window_joins_k_and_v_before_it_releases_either(make_llama: Make) -> None:
+    block = replace(make_llama(layers=1).blocks[1], kv_window=1024)
+    for window, beside in ((1024, 2), (None, 1)):
+        gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+        for new, total in ((T, T), (1, T + 1)):
+            gpu.allocator.restart_peaks()
+            gpu.extend_cache(replace(block, kv_window=window), new, 1, total)
+        old, kept = T * 2048, (window or T + 1) * 2048
+        # V is joined with the old V, and with the old K where there is a window.
+        most = 2 * kept + old * (beside - 1) + old
+        assert gpu.allocator.peak_allocated == most
+        assert gpu.allocator.allocated == gpu.allocator.kv == 2 * kept
+
+
 def test_each_dtype_takes_its_size(make_llama: Make) -> None:
     worst = 3 * H + 3 * WIDE + COSINES + KV
     model = make_llama(layers=1)
