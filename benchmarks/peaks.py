@@ -6,7 +6,8 @@
 
 For each tier and number of GPUs the model is loaded once (balanced placement, weights
 synthesised), then every context and batch is generated with ``model.generate`` and probed, the
-cheapest first, each from an emptied cache. Measured is the largest NVML ``used`` in the phase, so
+cheapest first, each from an emptied cache; several sequences are of unequal lengths, left-padded,
+as the plan takes them to be. Measured is the largest NVML ``used`` in the phase, so
 nothing else may run on the GPUs. A case that the plan refuses is not run; one that would take
 longer than ``--seconds`` by a rough estimate neither: both are listed as such. Written after
 every case to ``OUT.json`` and ``OUT.md``.
@@ -30,6 +31,7 @@ from typing import Any
 
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
+from pytest_multigpu.model.peaks import padded_inputs, padding_mask
 from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.simulate import simulate
@@ -134,10 +136,11 @@ def generate(model: Any, device: Any, prompt: int, batch: int) -> None:
     import torch
 
     tokens = torch.randint(10, 1000, (batch, prompt), device=device)
+    mask = padding_mask(batch, prompt, device)
     with torch.no_grad():
         model.generate(
             tokens,
-            attention_mask=torch.ones_like(tokens),
+            attention_mask=torch.ones_like(tokens) if mask is None else mask,
             do_sample=False,
             min_new_tokens=STEPS,
             max_new_tokens=STEPS,
@@ -153,9 +156,11 @@ def probe(loaded: Any, prompt: int, batch: int) -> None:
     layer = layers[min(PROBE_LAYER, len(layers)) - 1]
     hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     tokens = torch.randint(10, 1000, (batch, prompt), device=loaded.input_device)
+    decoder = loaded.model.get_decoder()
+    more = padded_inputs(decoder, padding_mask(batch, prompt, loaded.input_device), prompt)
     try:
         with torch.no_grad():
-            loaded.model.get_decoder()(input_ids=tokens, use_cache=False)
+            decoder(input_ids=tokens, **more, use_cache=False)
         output = found[0][0] if isinstance(found[0], tuple) else found[0]
         output.float().mean().item()
     finally:

@@ -98,8 +98,17 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         head_dim=_head_dim(text, hidden, heads),
         vocab_size=int(text.vocab_size),
         max_context=_optional_int(getattr(text, "max_position_embeddings", None)),
+        repeats_kv_to_decode=_repeats_kv_to_decode(),
         unknown=tuple(unknown),
     )
+
+
+def _repeats_kv_to_decode() -> bool:
+    """Whether the installed SDPA attention repeats K and V at one new token if there is a mask:
+    newer versions pack the query's heads instead."""
+    from transformers.integrations import sdpa_attention
+
+    return not hasattr(sdpa_attention, "pack_gqa")
 
 
 def _head_dim(text: Any, hidden: int, heads: int) -> int:

@@ -35,6 +35,13 @@ class Costs:
     """bitsandbytes multiplies nf4 weights directly up to that many tokens; above, it first
     dequantises the whole Linear to 16 bit (``_gemm_4bit_use_custom_cuda``: for a 70B's
     down_proj 16 on an H100, more for the others and on cards with slower memory)."""
+    mask_copy: int = 1
+    """Copies in the model's dtype that an attention kernel makes of a padding mask, which is one
+    byte for each query and key: the additive mask that every kernel takes
+    (``convert_boolean_attn_mask`` in ``transformer/attention.cpp``)."""
+    mask_copy_unaligned: int = 1
+    """More of them where the number of keys is no multiple of 8, which the memory-efficient kernel
+    needs (``pad_bias``). It is the one that takes masks where cuDNN is not preferred."""
     int8_outlier_share: float = 0.0
     """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit."""
     int8_outlier_share_down: float = 0.0
@@ -48,6 +55,8 @@ HOPPER = Costs(
     module_bytes=32 * MIB,
     workspace_bytes=32 * MIB,
     dequantise_above_tokens=16,
+    # torch prefers cuDNN's attention there, which takes masks of any length. Read, not measured.
+    mask_copy_unaligned=0,
 )
 OTHER = Costs(
     hardware="any other GPU, not measured: Hopper's figures, the older cuBLAS workspace",

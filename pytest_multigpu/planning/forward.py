@@ -1,9 +1,14 @@
 """A decoder's forward pass as a sequence of allocations, replayed on simulated allocators.
 
 The order of allocations and releases is that of ``LlamaDecoderLayer`` in transformers 5.x with
-SDPA attention, no padding mask and no gradient (``modeling_llama.py``, ``cache_utils.py``); what a
-Linear takes is :mod:`.linears`' matter. Other decoders with the same sizes follow it closely; what
-is unlike Llama is named in ``Architecture.unknown``.
+SDPA attention and no gradient (``modeling_llama.py``, ``masking_utils.py``, ``cache_utils.py``);
+what a Linear takes is :mod:`.linears`' matter. Other decoders with the same sizes follow it
+closely; what is unlike Llama is named in ``Architecture.unknown``.
+
+Several sequences are of unequal lengths, so a pass has a padding mask: made once on the first GPU,
+``(batch, 1, tokens, total)`` with a byte each, and copied onto every other GPU for each of its
+layers. With a mask K and V are repeated for all query heads first (``use_gqa_in_sdpa``), and the
+attention kernel makes an additive mask of its own: see :class:`.costs.Costs`.
 
 ``t`` is tokens x sequences in one pass. Imports records and its own part.
 """
@@ -30,6 +35,7 @@ class Forward:
         self.intermediate = architecture.intermediate_size
         self.vocab = architecture.vocab_size
         self.head_dim = architecture.head_dim
+        self.repeats_to_decode = architecture.repeats_kv_to_decode
         self.logits_rows = logits_rows
 
     def run(
@@ -50,7 +56,9 @@ class Forward:
         t = tokens * batch
         first = blocks[0][1]
         embedded = first.allocator.take(t * self.hidden * self.size)
-        cosines = [first.allocator.take(t * self.head_dim * self.size) for _ in range(2)]
+        pairs = t * total_tokens if batch > 1 else 0
+        shared = [self._mask(first, pairs, batch)] if pairs else []
+        shared += [first.allocator.take(t * self.head_dim * self.size) for _ in range(2)]
         x, x_gpu = embedded, first
         captured: tuple[Held, Gpu] | None = None
         for block, gpu in blocks:
@@ -61,7 +69,8 @@ class Forward:
                 if gpu is not x_gpu:
                     moved = a.take(t * self.hidden * self.size)
                 if gpu is not first:
-                    extra = [a.take(t * self.head_dim * self.size) for _ in range(2)]
+                    extra = [a.take(pairs)] if pairs else []
+                    extra += [a.take(t * self.head_dim * self.size) for _ in range(2)]
                 y = self._layer(
                     gpu,
                     block,
@@ -88,7 +97,7 @@ class Forward:
             norm.allocator.drop(moved)
         if x is not embedded:
             x_gpu.allocator.drop(x)
-        for held in cosines:
+        for held in shared:
             first.allocator.drop(held)
         first.allocator.drop(embedded)
         if not probe:
@@ -135,6 +144,17 @@ class Forward:
             a.drop(held)
         a.logits = before
 
+    @staticmethod
+    def _mask(gpu: Gpu, pairs: int, batch: int) -> Held:
+        """``sdpa_mask``: the causal part, once more with what it is joined to, the padded one."""
+        a = gpu.allocator
+        causal = a.take(pairs // batch)
+        joined = a.take(pairs // batch)
+        a.drop(causal)
+        mask = a.take(pairs)
+        a.drop(joined)
+        return mask
+
     def _layer(
         self,
         gpu: Gpu,
@@ -166,9 +186,18 @@ class Forward:
             gpu.extend_cache(block, t // batch, batch, total_tokens)
             a.drop(k_rotated)
             a.drop(v)
+        beside: list[Held] = []
+        if batch > 1:
+            one = t == batch
+            if self.query > self.kv and (not one or self.repeats_to_decode):
+                repeated = batch * total_tokens * self.query * size
+                beside = [a.take(repeated) for _ in range(2)]
+            beside += gpu.mask_for_kernel(t * total_tokens, total_tokens, size)
         attended = a.take(query)
         statistics = a.take(max(4, t * self.query // self.head_dim * 4))  # fp32 log-sum-exp
         a.drop(statistics)
+        for held in reversed(beside):
+            a.drop(held)
         a.drop(q_rotated)
         if not keep_cache:
             a.drop(k_rotated)

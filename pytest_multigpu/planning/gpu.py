@@ -1,4 +1,4 @@
-"""One GPU while a forward is replayed on it: its allocator, its KV cache.
+"""One GPU while a forward is replayed on it: its allocator, its KV cache, attention's masks.
 
 Imports records and its own part.
 """
@@ -46,3 +46,23 @@ class Gpu:
     def _release(self, held: Held, size: int) -> None:
         self.allocator.drop(held)
         self.allocator.kv -= size
+
+    def mask_for_kernel(self, pairs: int, total: int, size: int) -> list[Held]:
+        """What an attention kernel makes of a boolean mask of that many queries and keys.
+
+        :param total: keys.
+        :param size: bytes of a number in the model's dtype.
+        """
+        a, costs = self.allocator, self.costs
+        inverted = a.take(pairs)
+        held = [a.take(pairs * size) for _ in range(costs.mask_copy)]
+        a.drop(inverted)
+        return [*held, *self.mask_aligned(pairs, total, size)]
+
+    def mask_aligned(self, pairs: int, total: int, size: int) -> list[Held]:
+        """Further copies of an additive mask, where the kernel needs aligned rows."""
+        aligned = -(-total // 8) * 8
+        if aligned == total:
+            return []
+        bytes_each = pairs // total * aligned * size
+        return [self.allocator.take(bytes_each) for _ in range(self.costs.mask_copy_unaligned)]

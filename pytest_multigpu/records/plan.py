@@ -57,6 +57,8 @@ class Architecture:
     vocab_size: int
     max_context: int | None = None
     """``max_position_embeddings``."""
+    repeats_kv_to_decode: bool = True
+    """Whether masked attention repeats K and V for all query heads at one new token too."""
     unknown: tuple[str, ...] = ()
     """What the plan cannot account for, a sentence each; empty for plain decoders."""
 

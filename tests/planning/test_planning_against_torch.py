@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import pytest
+from live_bytes import peak_bytes
 
+from pytest_multigpu.model.kv import cache_argument
 from pytest_multigpu.planning.allocator import Allocator
 from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.forward import Forward, Gpu
@@ -18,10 +18,8 @@ SHAPE = {"hidden": 512, "intermediate": 1792, "heads": 4, "kv_heads": 1, "vocab"
 
 
 def real_peak(layers: int, batch: int) -> int:
-    """Bytes of tensors alive at the worst moment of a prompt's pass, weights not counted."""
+    """A prompt's pass; several sequences are of unequal lengths."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -34,37 +32,21 @@ def real_peak(layers: int, batch: int) -> int:
         vocab_size=SHAPE["vocab"],
     )
     model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    known = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    alive: dict[int, int] = {}
-    peak = 0
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            nonlocal peak
-            result = func(*args, **(kwargs or {}))
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, torch.Tensor):
-                    storage = tensor.untyped_storage()
-                    key = storage._cdata
-                    if key not in alive and key not in known:
-                        alive[key] = storage.nbytes()
-                        weakref.finalize(storage, alive.pop, key, None)
-            peak = max(peak, sum(alive.values()))
-            return result
-
     ids = torch.randint(0, SHAPE["vocab"], (batch, TOKENS))
-    with torch.no_grad(), Count():  # type: ignore[no-untyped-call]
+    mask = torch.ones_like(ids)
+    mask[1:, :7] = 0
+    return peak_bytes(
+        model,
         # generate gives each sequence its own positions.
-        model(
+        lambda: model(
             ids,
+            attention_mask=mask,
             position_ids=torch.arange(TOKENS).repeat(batch, 1),
-            past_key_values=DynamicCache(config=config),
             use_cache=True,
             logits_to_keep=1,
-        )
-    return peak
+            **{cache_argument(model): DynamicCache(config=config)},
+        ),
+    )
 
 
 @pytest.mark.parametrize(("layers", "batch"), [(1, 1), (3, 1), (3, 2)])

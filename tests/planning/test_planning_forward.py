@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_multigpu.planning.allocator import Allocator
-from pytest_multigpu.planning.costs import HOPPER, OTHER, costs_for
+from pytest_multigpu.planning.costs import HOPPER, OTHER, Costs, costs_for
 from pytest_multigpu.planning.forward import Forward, Gpu
 from pytest_multigpu.planning.load import load, tensor_sizes
 from pytest_multigpu.records.plan import Architecture, Tier
@@ -176,6 +176,72 @@ def test_a_windows_cache_after_a_decode_step_of_two_sequences(make_llama: Make) 
     assert gpu.allocator.allocated == 2 * 1024 * 4096
     forward.run(blocks, tokens=5, batch=2, total_tokens=1030)
     assert gpu.allocator.allocated == 2 * (1023 + 5) * 4096
+
+
+def narrow(make: Make, **more: object) -> Architecture:
+    """Attention is its worst moment."""
+    return make(layers=1, hidden=64, intermediate=1, heads=16, kv_heads=1, vocab=300, **more)
+
+
+@pytest.mark.parametrize(("tokens", "unaligned"), [(512, 0), (509, 509 * 512 * 2)])
+@pytest.mark.parametrize("costs", [HOPPER, OTHER])
+def test_sequences_of_unequal_lengths_have_masks(
+    costs: Costs, tokens: int, unaligned: int, make_llama: Make
+) -> None:
+    """While the kernel runs: embeddings and their normed copy, query, K and V for all heads and in
+    the cache, output and statistics; the mask and the kernel's own, in 16 bit."""
+    batch, heads = 3, 16
+    t, gpu = batch * tokens, Gpu(allocator=Allocator(), costs=costs)
+    model = narrow(make_llama)
+    blocks = [(block, gpu) for block in model.blocks]
+    Forward(model, logits_rows=1).run(blocks, tokens=tokens, batch=batch, total_tokens=tokens)
+    query, angles = t * heads * 128 * 2, 2 * t * 128 * 2
+    mask = batch * tokens * tokens
+    held = 2 * t * 64 * 2 + angles + t * 512 + 4 * query + t * heads * 4
+    copies = mask * 2 + (batch * unaligned if costs is OTHER else 0)
+    # A block may be larger than what is in it.
+    assert 0 <= gpu.allocator.peak_allocated - (held + mask + copies) < MIB
+    assert gpu.allocator.kv == t * 512
+    assert 0 <= gpu.allocator.allocated - t * 512 < 2 * 512
+
+
+def test_one_sequence_has_no_mask(make_llama: Make) -> None:
+    gpu = run(narrow(make_llama), tokens=512)
+    query = 512 * 16 * 128 * 2
+    # Query, K and V, and three of the query's size while it is rotated.
+    held = 2 * 512 * 64 * 2 + 2 * 512 * 128 * 2 + 4 * query + 512 * 512
+    assert gpu.allocator.peak_allocated == held
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_masked_step_repeats_k_and_v_where_transformers_does(
+    repeats: bool, make_llama: Make
+) -> None:
+    batch, total = 8, 4096
+    model = replace(narrow(make_llama), repeats_kv_to_decode=repeats)
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    blocks = [(block, gpu) for block in model.blocks]
+    Forward(model, logits_rows=1).run(blocks, tokens=1, batch=batch, total_tokens=total)
+    cache, repeated = batch * total * 512, 2 * batch * total * 16 * 128 * 2
+    more = gpu.allocator.peak_allocated - cache - (repeated if repeats else 0)
+    assert 0 < more < MIB
+
+
+def test_every_layer_on_a_second_gpu_has_a_copy_of_the_mask(make_llama: Make) -> None:
+    model = make_llama(layers=2)
+    first, second = (Gpu(allocator=Allocator(), costs=HOPPER) for _ in range(2))
+    place = dict(zip(model.blocks, [first, first, second, second, second], strict=True))
+    Forward(model, logits_rows=1).run(
+        list(place.items()), tokens=T, batch=2, total_tokens=T, probe=True
+    )
+    one = Gpu(allocator=Allocator(), costs=HOPPER)
+    place = dict.fromkeys(model.blocks, one)
+    Forward(model, logits_rows=1).run(
+        list(place.items()), tokens=T, batch=2, total_tokens=T, probe=True
+    )
+    # Alone it holds embeddings and the first layer's output too, and no copies.
+    assert second.allocator.peak_allocated == one.allocator.peak_allocated - 2 * 2 * H
+    assert first.allocator.allocated == second.allocator.allocated == 0
 
 
 def test_a_window_joins_k_and_v_before_it_releases_either(make_llama: Make) -> None:

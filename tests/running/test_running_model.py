@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pytest_multigpu.model.generation import (
 from pytest_multigpu.model.loaded import LoadedModel, release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.model.memory import LeakMeter, PeakMeter
-from pytest_multigpu.model.peaks import measure_phases
+from pytest_multigpu.model.peaks import measure_phases, padding_mask
 from pytest_multigpu.records.generation import GenerationReading
 from pytest_multigpu.units import MIB
 
@@ -115,6 +116,80 @@ def test_phases_are_measured_in_the_plans_order(tiny: LoadedModel) -> None:
     assert meter.phases == list(phases)
     assert all((phase.readings[0].used_bytes or 0) > 10 * MIB for phase in phases)
     assert all(not layer._forward_hooks for layer in tiny.decoder_layers)
+
+
+def test_several_sequences_are_of_unequal_lengths_when_their_peaks_are_measured(
+    tiny: LoadedModel,
+) -> None:
+    """Without padding transformers makes no mask, and the plan counts one."""
+    seen: list[tuple[list[list[int]], list[list[int]]]] = []
+
+    def note(_module: Any, _args: Any, kwargs: Any) -> None:
+        mask = kwargs["attention_mask"]
+        seen.append((mask.tolist(), kwargs["position_ids"].tolist()))
+
+    decoder = tiny.model.get_decoder()
+    handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=20, batch=3)
+    finally:
+        handle.remove()
+    probe, prefill, *steps = seen
+    mask = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+    assert probe == prefill == (mask, [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 1, 2]])
+    assert len(steps) == 16
+    assert steps[0] == ([[*row, 1] for row in mask], [[4], [3], [3]])
+    assert [len(step[0][0]) for step in steps] == list(range(5, 21))
+
+
+def test_one_sequence_is_measured_without_a_mask(tiny: LoadedModel) -> None:
+    seen: list[Any] = []
+    handle = tiny.model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs.get("attention_mask")), with_kwargs=True
+    )
+    try:
+        measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=20, batch=1)
+    finally:
+        handle.remove()
+    assert seen == [None] * 18
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "lengths"),
+    [(2, 8, [8, 6]), (4, 64, [64, 56, 48, 40]), (3, 2, [2, 1, 1]), (2, 1, [1, 1])],
+)
+def test_lengths_of_a_padded_batch(batch: int, tokens: int, lengths: list[int]) -> None:
+    mask = padding_mask(batch, tokens, "cpu")
+    assert mask.sum(dim=-1).tolist() == lengths
+    # On the left: a row never falls.
+    assert bool((mask.diff(dim=-1) >= 0).all())
+    assert padding_mask(1, tokens, "cpu") is None
+
+
+def test_experts_are_measured_as_generate_runs_them(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer versions gather experts' weights from the second token on."""
+    told: list[str] = []
+    count = 0
+
+    @contextlib.contextmanager
+    def deciding() -> Iterator[None]:
+        told.append(f"begin after {count}")
+        yield
+        told.append(f"end after {count}")
+
+    def note(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    monkeypatch.setattr(tiny.model, "_optimize_model_for_decode", deciding, raising=False)
+    handle = tiny.model.get_decoder().register_forward_pre_hook(note)
+    try:
+        measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=20, batch=1)
+    finally:
+        handle.remove()
+    assert told == ["begin after 2", "end after 18"]
 
 
 def test_the_setting_comes_back_after_a_failure() -> None:
