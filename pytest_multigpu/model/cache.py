@@ -32,6 +32,7 @@ _RULES = (
     "cache.py",
     "kv.py",
     "meta.py",
+    "sizes.py",
     "../planning/max_memory.py",  # read, not imported: what automap searches with
 )
 
