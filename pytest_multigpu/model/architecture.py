@@ -8,16 +8,19 @@ May import records, errors and its siblings.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..records.passes import Passes
 from ..records.plan import Architecture, Block, BlockKind, Tier
 from ..units import MIB, human_size
 from . import cache
 from .config import ResolvedModel
 from .kv import KvLayout, read_kv_layout
 from .meta import DTYPE_BYTES, MetaModel, build_meta_model, decoder_layers, new_meta_model
+from .passes import AS_LLAMA, passes_of, quantised_in_layers, repeats_kv_to_decode
 from .sizes import Sizer
 
 
@@ -63,7 +66,20 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         DTYPE_BYTES[dtype],
         lambda: new_meta_model(resolved, tier="16bit", dtype=dtype).model,
     )
-    unknown = list(kv.unknown)
+    context = _optional_int(getattr(text, "max_position_embeddings", None))
+    attention = str(getattr(text, "_attn_implementation", None) or "eager")
+    windowed = any(layer.window for layer in kv.layers)
+    passes: Passes | None = None
+    unrecorded: tuple[str, ...] = ()
+    if type(model).__name__ not in AS_LLAMA or attention != "sdpa" or windowed:
+        passes, unrecorded = passes_of(
+            json.dumps([dict(resolved.config_dict), dtype], sort_keys=True, default=str),
+            lambda: new_meta_model(resolved, tier="16bit", dtype=dtype).model,
+            quantised=quantised_in_layers(model),
+            caches=kv.layers,
+            max_context=context,
+        )
+    unknown = [*kv.unknown, *unrecorded]
     if "quantization_config" in resolved.config_dict:
         unknown.append(
             "the checkpoint is quantised already; the plan counts it as quantised by bitsandbytes "
@@ -91,18 +107,12 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         kv_heads=kv.heads or int(getattr(text, "num_key_value_heads", None) or heads),
         head_dim=_head_dim(text, hidden, heads),
         vocab_size=int(text.vocab_size),
-        max_context=_optional_int(getattr(text, "max_position_embeddings", None)),
-        repeats_kv_to_decode=_repeats_kv_to_decode(),
+        max_context=context,
+        attention=attention if kv.heads else "none",
+        repeats_kv_to_decode=repeats_kv_to_decode(),
+        passes=passes,
         unknown=tuple(unknown),
     )
-
-
-def _repeats_kv_to_decode() -> bool:
-    """Whether the installed SDPA attention repeats K and V at one new token if there is a mask:
-    newer versions pack the query's heads instead."""
-    from transformers.integrations import sdpa_attention
-
-    return not hasattr(sdpa_attention, "pack_gqa")
 
 
 def _head_dim(text: Any, hidden: int, heads: int) -> int:

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..records.passes import passes_from_json
 from ..records.plan import Architecture, Block
 
 if TYPE_CHECKING:
@@ -30,9 +31,14 @@ _RULES = (
     "architecture.py",
     "automap.py",
     "cache.py",
+    "formulas.py",
     "kv.py",
     "meta.py",
+    "passes.py",
+    "recording.py",
+    "situations.py",
     "sizes.py",
+    "../records/passes.py",
     "../planning/max_memory.py",  # read, not imported: what automap searches with
 )
 
@@ -136,8 +142,14 @@ def _fields(record: Architecture) -> dict[str, Any]:
 
 def _to_architecture(entry: dict[str, Any]) -> Architecture:
     blocks = tuple(Block(**block) for block in entry.pop("blocks"))
+    passes = entry.pop("passes")
     unknown = tuple(entry.pop("unknown"))
-    return Architecture(**entry, blocks=blocks, unknown=unknown)
+    return Architecture(
+        **entry,
+        blocks=blocks,
+        passes=None if passes is None else passes_from_json(passes),
+        unknown=unknown,
+    )
 
 
 def _to_auto_map(entry: dict[str, Any]) -> AutoMap:

@@ -1,9 +1,9 @@
-"""A decoder's forward pass as a sequence of allocations, replayed on simulated allocators.
+"""Llama's forward pass as a sequence of allocations, replayed on simulated allocators.
 
 The order of allocations and releases is that of ``LlamaDecoderLayer`` in transformers 5.x with
 SDPA attention and no gradient (``modeling_llama.py``, ``masking_utils.py``, ``cache_utils.py``);
-what a Linear takes is :mod:`.linears`' matter. Other decoders with the same sizes follow it
-closely; what is unlike Llama is named in ``Architecture.unknown``.
+what a Linear takes is :mod:`.linears`' matter. The layers of other models are recorded and replayed
+by :mod:`.recorded`.
 
 Several sequences are of unequal lengths, so a pass has a padding mask: made once on the first GPU,
 ``(batch, 1, tokens, total)`` with a byte each, and copied onto every other GPU for each of its

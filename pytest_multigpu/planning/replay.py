@@ -14,9 +14,9 @@ from typing import NamedTuple
 from ..records.plan import Architecture, Block, Parts, Peaks
 from .allocator import Allocator, DeviceFullError, Held
 from .costs import Costs
-from .forward import Forward
 from .gpu import Gpu
 from .load import load, scratch_sizes
+from .recorded import forward_of
 
 NEW_TOKENS = 16
 """Of the context, how many are generated one by one; the rest is the prompt."""
@@ -117,7 +117,7 @@ class Loaded:
         """
         if not self._gpus:
             return {}
-        forward = Forward(self.architecture, logits_rows=1)
+        forward = forward_of(self.architecture, logits_rows=1)
         new_tokens = max(1, min(new_tokens, context_tokens - 1))
         prompt = max(1, context_tokens - new_tokens)
         gpus = self._started(limits)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from .passes import Passes
 from .tiers import TIERS as TIERS
 from .tiers import Tier as Tier
 
@@ -57,8 +58,13 @@ class Architecture:
     vocab_size: int
     max_context: int | None = None
     """``max_position_embeddings``."""
+    attention: str = "sdpa"
+    """What transformers runs it with: ``sdpa``; ``eager`` where the model has no other, with score
+    matrices of tokens x tokens; ``none`` without a KV cache."""
     repeats_kv_to_decode: bool = True
     """Whether masked attention repeats K and V for all query heads at one new token too."""
+    passes: Passes | None = None
+    """What its layers take, as the installed transformers runs them; None: as Llama's."""
     unknown: tuple[str, ...] = ()
     """What the plan cannot account for, a sentence each; empty for plain decoders."""
 

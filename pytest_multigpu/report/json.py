@@ -97,6 +97,7 @@ def _plan(plan: Plan | None) -> dict[str, Any] | None:
         "reasons": list(plan.reasons),
         "remedies": list(plan.remedies),
         "unknown": list(plan.architecture.unknown),
+        "attention": plan.architecture.attention,
         "context_tokens": plan.context_tokens,
         "batch": plan.batch,
         "weights_bytes": plan.weights_bytes,

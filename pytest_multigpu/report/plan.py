@@ -62,9 +62,12 @@ def plan_lines(plan: Plan, *, verbosity: int = 0) -> list[Line]:
         markups.append(("red",) if limited and lack > 0 else () if on_gpu else ("yellow",))
     texts = columns(rows, right=range(2, 8))
     architecture = plan.architecture
+    kind = architecture.dtype
+    if architecture.attention == "eager":
+        kind += ", eager attention"
     lines = [
         Line(
-            f"{architecture.model} in {architecture.tier} ({architecture.dtype}): "
+            f"{architecture.model} in {architecture.tier} ({kind}): "
             f"{gib(plan.weights_bytes)} of weights, placement {plan.placement}, "
             f"context {plan.context_tokens} tokens x {plan.batch}"
         ),

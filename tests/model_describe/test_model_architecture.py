@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pytest_multigpu.errors import LoadError, UsageError
-from pytest_multigpu.model.architecture import _repeats_kv_to_decode, describe
+from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import ResolvedModel, preset_config
 from pytest_multigpu.presets import PRESETS
 from pytest_multigpu.records.plan import Tier
@@ -213,15 +213,3 @@ def test_an_unknown_dtype() -> None:
     assert str(caught.value) == (
         "'int8' is not a dtype to load in; known: bfloat16, float16, float32"
     )
-
-
-def test_whether_k_and_v_are_repeated_to_decode_is_the_installed_attentions(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from transformers.integrations import sdpa_attention
-
-    monkeypatch.setattr(sdpa_attention, "pack_gqa", print, raising=False)
-    assert not _repeats_kv_to_decode()
-    monkeypatch.delattr(sdpa_attention, "pack_gqa")
-    assert _repeats_kv_to_decode()
-    assert describe(preset_config("tiny-llama"), tier="cpu").repeats_kv_to_decode
