@@ -13,7 +13,7 @@ import pytest
 from pytest_multigpu.errors import ScoringError
 from pytest_multigpu.probes import drift, scoring
 from pytest_multigpu.probes.drift import drift_between, score_texts
-from pytest_multigpu.probes.probe import Probe
+from pytest_multigpu.probes.probe import Probe, TokenMask
 from pytest_multigpu.probes.scoring import score_chats
 from pytest_multigpu.probes.textset import MAX_TOKENS, TEXTS, text_set
 
@@ -22,8 +22,17 @@ FEW = TEXTS[:7]
 
 def test_the_text_set_is_fixed() -> None:
     """Whoever changes it changes its name: no score of it compares with an earlier one then."""
-    assert text_set() == "alibi-60 91870782"
+    assert text_set() == "alibi-60 e7046153"
     assert len({json.dumps(text) for text in TEXTS}) == len(TEXTS) == 60
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_whichever_role_a_probe_reads_its_texts_differ(
+    model: Any, tokenizer: Any, probe: Probe, role: str
+) -> None:
+    reader = dataclasses.replace(probe, mask=TokenMask(roles=(role,)))
+    values, _ = score_texts(model, tokenizer, reader, FEW)
+    assert len(set(values)) >= 4
 
 
 def test_batches_score_what_single_texts_do(model: Any, tokenizer: Any, probe: Probe) -> None:
