@@ -22,7 +22,7 @@ FEW = TEXTS[:7]
 
 def test_the_text_set_is_fixed() -> None:
     """Whoever changes it changes its name: no score of it compares with an earlier one then."""
-    assert text_set() == "alibi-60 e7046153"
+    assert text_set() == "alibi-60 4d5c8eb8"
     assert len({json.dumps(text) for text in TEXTS}) == len(TEXTS) == 60
 
 
@@ -80,7 +80,7 @@ def test_batches(lengths: list[int], expected: list[tuple[int, int]]) -> None:
     assert drift._batches(lengths, 10) == expected
 
 
-def test_another_template_or_mask_is_another_tokens_digest(
+def test_another_template_mask_or_batch_is_another_tokens_digest(
     model: Any, tokenizer: Any, probe: Probe
 ) -> None:
     _, tokens = score_texts(model, tokenizer, probe, FEW)
@@ -90,6 +90,7 @@ def test_another_template_or_mask_is_another_tokens_digest(
     assert score_texts(model, other, probe, FEW)[1] != tokens
     wider = dataclasses.replace(probe, mask=dataclasses.replace(probe.mask, left=0))
     assert score_texts(model, tokenizer, wider, FEW)[1] != tokens
+    assert score_texts(model, tokenizer, probe, FEW, max_tokens=300)[1] != tokens
 
 
 def test_a_template_that_prints_the_date_gives_the_same_tokens_tomorrow(
