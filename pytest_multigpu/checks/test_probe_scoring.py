@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_multigpu.errors import MultiGpuError
 from pytest_multigpu.judging import probe as judge
 from pytest_multigpu.judging.drift import judge_drift
 from pytest_multigpu.probes import observe
@@ -30,9 +31,13 @@ pytestmark = pytest.mark.check(needs="model")
 
 
 @pytest.fixture(scope="module")
-def observed(gpu_model: Any) -> Observed:
+def observed(gpu_model: Any, gpu_session: GpuSession) -> Observed:
     """One full forward with a hook on every layer, on short text."""
-    return observe.observe(gpu_model.model, gpu_model.tokenizer)
+    try:
+        rule = gpu_session.probe.mask
+    except MultiGpuError:
+        rule = None  # a probe that can't be had is for its own checks to say
+    return observe.observe(gpu_model.model, gpu_model.tokenizer, rule)
 
 
 @pytest.fixture(scope="module")

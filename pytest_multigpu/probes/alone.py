@@ -32,7 +32,7 @@ class Alone:
 
     @cached_property
     def _chats(self) -> tuple[tuple[Message, ...], ...]:
-        return chats_for(self.tokenizer)
+        return chats_for(self.tokenizer, self.probe.mask)
 
     def chat(self, number: int) -> Chat:
         """A chat's tokens, as the scorer makes them."""

@@ -14,7 +14,7 @@ from ..errors import ScoringError
 from ..records.drift import DriftReading
 from .metrics import spearman
 from .scoring import score_tokens
-from .spans import tokenize_chat
+from .spans import long_enough, tokenize_chat
 from .textset import DAY, MAX_TOKENS, TEXTS
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def score_texts(
         batches: int8 rounds by the whole batch.
     :raises ScoringError: a text that can't be scored; never a default score.
     """
-    chats = [tokenize_chat(tokenizer, text, date_string=DAY) for text in texts]
+    said = [long_enough(tokenizer, text, probe.mask, date_string=DAY) for text in texts]
+    chats = [tokenize_chat(tokenizer, text, date_string=DAY) for text in said]
     rows = [chat.input_ids for chat in chats]
     masks = [chat.mask(probe.mask) for chat in chats]
     values: list[float] = []

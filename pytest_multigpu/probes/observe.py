@@ -5,7 +5,7 @@ Imports the other modules of this package, records and errors; torch inside func
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ScoringError
 from ..records.probe import BoundaryReading, LayerReading
 from .capture import anatomy, check_ran, forward, out_of_range, watching
-from .spans import Chat, Message, tokenize_chat
+from .probe import TokenMask
+from .spans import Chat, Message, long_enough, tokenize_chat
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +37,15 @@ CHATS: tuple[tuple[Message, ...], ...] = (
 """Short texts of different lengths, each with an assistant's answer."""
 
 
-def chats_for(tokenizer: Any) -> tuple[tuple[Message, ...], ...]:
-    """:data:`CHATS` as the chat template takes them: some know no system message."""
+def chats_for(tokenizer: Any, rule: TokenMask | None = None) -> tuple[tuple[Message, ...], ...]:
+    """:data:`CHATS` as the chat template takes them, some knowing no system message; and long
+    enough for a probe that leaves out the last tokens."""
     first, *others = CHATS
     try:
         tokenize_chat(tokenizer, first)
     except ScoringError:
         first = first[1:]
-    return (first, *others)
+    return tuple(long_enough(tokenizer, c, rule or TokenMask()) for c in (first, *others))
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,13 @@ def as_row(chat: Chat) -> torch.Tensor:
     return torch.tensor([chat.input_ids])
 
 
-def observe(model: Any, tokenizer: Any, messages: Sequence[Message] | None = None) -> Observed:
-    """A full forward with ``output_hidden_states`` and a hook on every layer.
+def observe(model: Any, tokenizer: Any, rule: TokenMask | None = None) -> Observed:
+    """A full forward of the first of :func:`chats_for` with ``output_hidden_states`` and a hook on
+    every layer.
 
-    :param messages: by default the first of :func:`chats_for`.
     :raises ScoringError: it failed, or a hook never ran.
     """
-    messages = chats_for(tokenizer)[0] if messages is None else messages
+    messages = chats_for(tokenizer, rule)[0]
     chat = tokenize_chat(tokenizer, messages)
     input_ids = as_row(chat)
     parts = anatomy(model)

@@ -13,6 +13,7 @@ from pytest_multigpu.errors import ProbeFileError, ScoringError
 from pytest_multigpu.judging import probe as judge
 from pytest_multigpu.probes import capture, observe, scoring
 from pytest_multigpu.probes.alone import Alone
+from pytest_multigpu.probes.drift import score_texts
 from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import CHATS, Observed
 from pytest_multigpu.probes.probe import Probe, TokenMask
@@ -82,6 +83,30 @@ def test_all_hold(model: Any, tokenizer: Any, observed: Observed, probe: Probe) 
     found = records(model, tokenizer, probe, observed)
     assert [record for record in found if record.outcome != "passed"] == []
     assert len(found) == 16 + 2 * (len(probe.layers) - 1)
+
+
+@pytest.mark.parametrize("exclude_last", [5, 6, 30])
+def test_all_hold_where_the_last_tokens_are_left_out(
+    model: Any, tokenizer: Any, probe: Probe, exclude_last: int
+) -> None:
+    """A text of the checks' own has six tokens: too few for such a probe."""
+    rule = TokenMask(exclude_last=exclude_last)
+    leaving = dataclasses.replace(probe, mask=rule)
+    seen = observe.observe(model, tokenizer, rule)
+    found = records(model, tokenizer, leaving, seen)
+    assert [record for record in found if record.outcome != "passed"] == []
+    values, _ = score_texts(model, tokenizer, leaving)
+    assert len(set(values)) > 50
+
+
+def test_a_span_of_fewer_tokens_than_are_left_out(
+    tokenizer: Any, observed: Observed, probe: Probe
+) -> None:
+    """The check's own expectation must not count from the other end either."""
+    every = dataclasses.replace(probe, mask=TokenMask(exclude_last=27))
+    score = scoring.Score(value=0.0, tokens=(0.0,), positions=(0,))
+    assert len(observed.chat.chosen(every.mask)) == 26
+    assert scored.read_span(tokenizer, every, observed, score).expected == ()
 
 
 def only(found: list[Record], name: str) -> Record:

@@ -78,9 +78,8 @@ def read_span(tokenizer: Any, probe: Probe, observed: Observed, score: Score) ->
         if message["role"] in rule.roles:
             picked.update(range(max(0, start - rule.left), min(len(ids), after + rule.right)))
     expected = sorted(picked)
-    return SpanReading(
-        expected=tuple(expected[: len(expected) - rule.exclude_last]), found=score.positions
-    )
+    kept = max(0, len(expected) - rule.exclude_last)
+    return SpanReading(expected=tuple(expected[:kept]), found=score.positions)
 
 
 def _text_tokens(tokenizer: Any, ids: Sequence[int], after: int, wanted: str) -> tuple[int, int]:
