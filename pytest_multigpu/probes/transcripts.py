@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
+from ..files import read_text, why_unread
 from .metrics import Auroc, auroc
 from .probe import Probe
 from .scoring import Score
@@ -31,9 +32,12 @@ class Transcript:
 def read_transcripts(path: Path) -> tuple[Transcript, ...]:
     """:raises UsageError: unreadable, or a line that is no transcript; names file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON may hold U+2028, U+0085 and their like as they are: splitlines() would end there.
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text; check the path") from error
+        raise UsageError(
+            f"{path}: cannot be read as text: {why_unread(error)}; check the path"
+        ) from error
     found = [
         _transcript(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
     ]
@@ -67,14 +71,15 @@ def _transcript(path: Path, number: int, line: str) -> Transcript:
     if label is not None and label not in (0, 1):
         raise UsageError(f"{where}: label: {label!r:.40} is not true, false, 1 or 0")
     return Transcript(
-        name=str(fields.get("id", number)),
+        name=one_line(str(fields.get("id", number))),
         messages=tuple({"role": m["role"], "content": m["content"]} for m in messages),
         label=None if label is None else bool(label),
     )
 
 
 def table(probe: Probe, transcripts: Sequence[Transcript], scores: Sequence[Score]) -> list[str]:
-    """Lines of a table; with a threshold, a verdict; with labels of both kinds, the AUROC."""
+    """Lines of a table; with a threshold, a verdict; with labels, the AUROC or why there is
+    none."""
     width = max(4, *(len(t.name) for t in transcripts))
     lines = [f"{'text':<{width}}  {'score':>12}  {'tokens':>6}  label  verdict"]
     for transcript, score in zip(transcripts, scores, strict=True):
@@ -88,10 +93,15 @@ def table(probe: Probe, transcripts: Sequence[Transcript], scores: Sequence[Scor
             f"{label:>5}  {verdict}"
         )
     area = area_of(transcripts, scores)
+    labels = [t.label for t in transcripts if t.label is not None]
     if area is not None:
         lines.append(
             f"AUROC {area.value:.3f} (95% {area.low:.3f} to {area.high:.3f}; "
             f"{area.positives} positive, {area.negatives} negative)"
+        )
+    elif labels:
+        lines.append(
+            f"no AUROC: all {len(labels)} labels are {int(labels[0])}; it needs texts of both"
         )
     return lines
 
