@@ -91,6 +91,8 @@ class Probe:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise self._error(name, f"{value} is not a finite number")
+        if not self.mask.roles:
+            raise self._error("mask.roles", "names no role whose texts are scored")
         for name in ("left", "right", "exclude_last"):
             value = getattr(self.mask, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 16:

@@ -12,12 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ProbeFileError
-from ..probe import AGGREGATIONS, SITES, Probe, TokenMask
+from ..probe import AGGREGATIONS, SITES, Probe
 from .guard import guarded
 from .jsonfile import Fields, read_object
+from .masks import read_mask
 from .pickles import read_pickle, read_torch_pickle
 
 CONFIG = "probe_config.json"
+ADAPTER = "adapter_config.json"
+"""A LoRA beside the head, as published trainers save it: the model without it scores otherwise."""
+_KEYS = (
+    "layer_idx",
+    "hidden_size",
+    "model_name",
+    "site",
+    "aggregation",
+    "mask",
+    "positive_class",
+    "threshold",
+    # The hooked module's class, as published trainers write it; it does not enter a score.
+    "target_layer_name",
+)
 WEIGHTS = (
     "probe.safetensors",
     "model.safetensors",
@@ -45,7 +60,13 @@ def load(path: Path) -> Probe:
     if not config.is_file():
         raise ProbeFileError(f"{path}: {CONFIG} is missing beside it; it says which layer to read")
     weights = path if path.is_file() else _weights(folder)
+    if (folder / ADAPTER).is_file():
+        raise ProbeFileError(
+            f"{folder}: holds {ADAPTER}: the head was fitted on a model with that adapter, which "
+            "is not loaded here; merge it into the model and put the head into a folder of its own"
+        )
     fields = Fields(config, read_object(config, read_bounded(config, MAX_JSON_BYTES)))
+    fields.known(*_KEYS)
     tensors = _state_dict(weights, read_bounded(weights))
     weight, bias = guarded(weights, lambda: _head(weights, tensors))
     probe = Probe(
@@ -54,7 +75,7 @@ def load(path: Path) -> Probe:
         bias=bias,
         site=fields.choice("site", SITES, "raw"),
         aggregation=fields.choice("aggregation", AGGREGATIONS, "mean"),
-        mask=TokenMask(),
+        mask=read_mask(fields),
         model=fields.text("model_name", None),
         positive_class=fields.text("positive_class", "positive"),
         threshold=fields.number("threshold", None),
@@ -62,6 +83,7 @@ def load(path: Path) -> Probe:
         source=str(weights),
         format="linear-head",
     )
+    fields.text("target_layer_name", None)
     declared = fields.integer("hidden_size", None)
     if declared is not None and declared != probe.hidden_size:
         fields.fail("hidden_size", f"{declared} is not the weight's {probe.hidden_size}")

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ProbeFileError
-from ..probe import AGGREGATIONS, MAX_LAYERS, SITES, Probe, TokenMask
+from ..probe import AGGREGATIONS, MAX_LAYERS, SITES, Probe
 from .guard import guarded
 from .jsonfile import Fields, read_object
+from .masks import described, read_mask
 
 FORMAT = "pytest-multigpu probe"
 VERSION = 1
@@ -64,11 +65,6 @@ def load(path: Path, data: bytes | None = None) -> Probe:
     for name in tensors:
         if name not in expected:
             raise ProbeFileError(f"{path}: unknown tensor {name!r:.60}; layers: {list(stored)}")
-    mask_values = fields.values.get("mask", {})
-    if not isinstance(mask_values, dict):
-        fields.fail("mask", "is not an object")
-    mask = Fields(sidecar, mask_values, "mask.")
-    mask.known("roles", "left", "right", "exclude_last")
     probe = Probe(
         layers=tuple(layer + shift for layer in stored),
         directions=found["direction"] or (),
@@ -78,12 +74,7 @@ def load(path: Path, data: bytes | None = None) -> Probe:
         bias=fields.number("bias"),
         site=fields.choice("site", SITES),
         aggregation=fields.choice("aggregation", AGGREGATIONS),
-        mask=TokenMask(
-            roles=mask.texts("roles", ("assistant",)),
-            left=mask.integer("left", 0),
-            right=mask.integer("right", 0),
-            exclude_last=mask.integer("exclude_last", 0),
-        ),
+        mask=read_mask(fields),
         model=fields.text("model", None),
         positive_class=fields.text("positive_class"),
         threshold=fields.number("threshold", None),
@@ -114,7 +105,7 @@ def save(probe: Probe, path: Path) -> tuple[Path, Path]:
         for name, family in families.items()
         for layer, vector in zip(probe.layers, family or (), strict=False)
     }
-    described = {
+    content = {
         "format": FORMAT,
         "version": VERSION,
         "layers": list(probe.layers),
@@ -123,12 +114,7 @@ def save(probe: Probe, path: Path) -> tuple[Path, Path]:
         "site": probe.site,
         "normalize": probe.normalize,
         "bias": probe.bias,
-        "mask": {
-            "roles": list(probe.mask.roles),
-            "left": probe.mask.left,
-            "right": probe.mask.right,
-            "exclude_last": probe.mask.exclude_last,
-        },
+        "mask": described(probe.mask),
         "aggregation": probe.aggregation,
         "positive_class": probe.positive_class,
         "model": probe.model,
@@ -137,7 +123,7 @@ def save(probe: Probe, path: Path) -> tuple[Path, Path]:
     }
     sidecar = path.with_suffix(".json")
     save_file(tensors, str(path))
-    sidecar.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    sidecar.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path, sidecar
 
 
