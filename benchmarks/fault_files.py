@@ -169,6 +169,11 @@ def probe(**changes: Any) -> Callable[[Path], Values]:
     return prepare
 
 
+def with_checkpoint(prepare: Callable[[Path], Values]) -> Callable[[Path], Values]:
+    """Beside a checkpoint: of synthesised weights no size tells where a probe was fitted."""
+    return lambda folder: {**prepare(folder), "checkpoint": str(checkpoint(folder))}
+
+
 def nan_probe(folder: Path) -> Values:
     """One number of the stored direction is NaN."""
     values = probe(layers=(3,))(folder)

@@ -651,9 +651,23 @@ PROBES = [
     probe(
         "probe of another site",
         r"activations at layer 2, site raw, are .* times the size that the probe was fitted on",
-        prepare=files.probe(scaler=1000.0),
-        args="--gpu-probe={probe}",
+        prepare=files.with_checkpoint(files.probe(scaler=1000.0)),
+        args="--gpu-probe={probe} --gpu-model={checkpoint}",
         also=(),
+    ),
+    probe(
+        "probe without a scaler, strict",
+        r"the probe has no scaler, so nothing tells whether its layer and site are right",
+        prepare=files.with_checkpoint(files.probe()),
+        args="--gpu-probe={probe} --gpu-model={checkpoint} --gpu-strict",
+        also=(r"^test_activation_size",),
+    ),
+    probe(
+        "probe of a model without its weights, strict",
+        r"needs the checkpoint; weights were synthesised",
+        prepare=files.probe(scaler=1.8, site="final_norm"),
+        args="--gpu-probe={probe} --gpu-strict",
+        also=(r"^test_activation_size",),
     ),
     probe(
         "NaN in one direction",

@@ -1,30 +1,27 @@
-"""Readings of a probe on a model against what must hold. Pure: imports records only."""
+"""Readings of a probe's scores against what must hold; whether it belongs to the model is
+:mod:`.probe_fit`'s. Pure: imports records and that module."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
-from ..records.check import Outcome, Record
+from ..records.check import Record
 from ..records.probe import (
     ArithmeticReading,
     BoundaryReading,
     HookReading,
     LayerReading,
     PlantReading,
-    ProbeFit,
     ShiftReading,
-    SizeReading,
     SpanReading,
 )
+from .probe_fit import COPIES
 
-RATIO_LOW, RATIO_HIGH = 0.5, 2.0
 MAX_RELATIVE_ERROR = 1e-5
 PLANT_TOLERANCE = 0.02
 MIN_COSINE = 0.99
 _LIMITS = {"float32": (1e-3, 1e-2), "16bit": (0.1, 0.5), "4bit": (0.15, 0.75), "8bit": (0.25, 1.0)}
-_OWN_PROBE = "--gpu-probe=FILE with a probe of this model"
 
 
 def shift_limits(dtype: str, tier: str) -> tuple[float, float]:
@@ -39,76 +36,6 @@ def shift_limits(dtype: str, tier: str) -> tuple[float, float]:
 def people(device: str) -> str:
     """``cuda:2`` as ``GPU 2``; ``cpu`` as ``CPU``."""
     return f"GPU {device[5:]}" if device.startswith("cuda:") else device.upper()
-
-
-def judge_fit(fit: ProbeFit) -> list[Record]:
-    """Hidden size, layers and model id."""
-    return [_hidden(fit), _layers(fit), *_model_id(fit)]
-
-
-def _hidden(fit: ProbeFit) -> Record:
-    good = fit.probe_hidden == fit.model_hidden
-    return Record(
-        name="probe hidden size",
-        outcome="passed" if good else "failed",
-        expected=fit.model_hidden,
-        measured=fit.probe_hidden,
-        reason="" if good else "the probe was fitted on a model of another hidden size",
-        remedy="" if good else _OWN_PROBE,
-    )
-
-
-def _layers(fit: ProbeFit) -> Record:
-    outside = [layer for layer in fit.probe_layers if not 0 <= layer <= fit.model_layers]
-    text = ", ".join(map(str, outside))
-    return Record(
-        name="probe layers",
-        outcome="failed" if outside else "passed",
-        expected=f"hidden_states 0 to {fit.model_layers}",
-        measured=", ".join(map(str, fit.probe_layers)),
-        reason=f"layer {text} is out of range for {fit.model_layers} layers" if outside else "",
-        remedy=_OWN_PROBE if outside else "",
-    )
-
-
-def _model_id(fit: ProbeFit) -> list[Record]:
-    if fit.probe_model is None:
-        return []
-    outcome: Outcome
-    is_path = fit.model.startswith((".", "/", "~")) or fit.model.count("/") > 1
-    (wanted,), names = _bare_names(fit.probe_model)[-1:], _bare_names(fit.model)
-    names = names if is_path else names[-1:]
-    if wanted and wanted in names:
-        outcome, reason = "passed", ""
-    elif any(min(len(wanted), len(n)) >= 4 and (wanted in n or n in wanted) for n in names):
-        outcome, reason = "warned", "by its name the probe was fitted on a variant of the model"
-    elif is_path:
-        outcome, reason = "warned", "the model is a folder, whose name does not tell which it is"
-    else:
-        outcome, reason = "failed", "the probe was fitted on another model"
-    return [
-        Record(
-            name="probe model",
-            outcome=outcome,
-            expected=fit.probe_model,
-            measured=fit.model,
-            reason=reason,
-            remedy=_OWN_PROBE if reason else "",
-        )
-    ]
-
-
-_STORAGE = re.compile(
-    r"(?<![a-z])(instruct|meta|hf|bnb|nf4|int8|bf16|fp16|[48]bit)(?![a-z0-9])", re.ASCII
-)
-
-
-def _bare_names(name: str) -> list[str]:
-    """The parts of a hub id or a path, each without punctuation, ``meta``, ``instruct`` and what
-    only tells how weights are stored. Points between digits stay: 1.3b is not 13b."""
-    parts = re.split(r"[/\\]|--", name.lower().rstrip("/\\"))
-    bare = [_STORAGE.sub("", part) for part in parts]
-    return [re.sub(r"(?<!\d)\.|\.(?!\d)|[^a-z0-9.]", "", part) for part in bare]
 
 
 def judge_hook(reading: HookReading) -> Record:
@@ -217,7 +144,7 @@ def judge_layers(readings: Sequence[LayerReading]) -> Record:
         measured=f"{len(readings) - len(bad)} of {len(readings)} layers",
         device=device,
         reason=reason or ("" if readings else "no layer was read"),
-        remedy="pytest -m quick, for the copies between GPUs" if bad else "",
+        remedy=COPIES if bad else "",
     )
 
 
@@ -231,53 +158,5 @@ def judge_boundary(reading: BoundaryReading) -> Record:
         measured=f"{reading.differing} values differ" if reading.differing else "equal bits",
         device=path,
         reason=f"hidden_states[{reading.layer}] changes on its way" if reading.differing else "",
-        remedy="pytest -m quick, for the copies between GPUs" if reading.differing else "",
-    )
-
-
-def judge_site(site: str) -> Record:
-    """A probe that was fitted somewhere and does not tell how large activations were there."""
-    return Record(
-        name="probe site",
-        outcome="warned",
-        expected="a scaler that tells where it was fitted",
-        measured=f"{site}, by its file alone",
-        reason="the probe has no scaler, so nothing tells whether its layer and site are right",
-        remedy="add mean and scale of the activations that it was fitted on to the probe's JSON",
-    )
-
-
-def judge_size(readings: Sequence[SizeReading], *, from_scaler: bool = True) -> Record:
-    """Activations are as large as the probe's scaler saw them; if not, where they would be.
-
-    :param from_scaler: False where the probe has none and the size is that of other texts.
-    """
-    own = [reading for reading in readings if reading.is_probe]
-    fitting = sorted(
-        (r for r in readings if RATIO_LOW <= r.ratio <= RATIO_HIGH and not r.is_probe),
-        key=lambda r: abs(math.log(r.ratio)),
-    )
-    wrong = [r for r in own if not RATIO_LOW <= r.ratio <= RATIO_HIGH]
-    reason = remedy = ""
-    if wrong:
-        first = wrong[0]
-        reason = (
-            f"activations at layer {first.layer}, site {first.site}, are {first.ratio:.3g} times "
-            f"the size {'that the probe was fitted on' if from_scaler else 'on other texts'}"
-        )
-        if fitting:
-            best = fitting[0]
-            reason += f"; layer {best.layer}, site {best.site}, would fit ({best.ratio:.3g})"
-            remedy = f"set layer {best.layer} and site {best.site} in the probe's JSON"
-        else:
-            reason += "; no neighbouring layer or site would fit"
-            remedy = _OWN_PROBE
-    return Record(
-        name="activation size" if from_scaler else "activation size, against other texts",
-        outcome="failed" if wrong else "passed" if own else "unknown",
-        expected=f"{RATIO_LOW:g} to {RATIO_HIGH:g}",
-        measured=(wrong or own)[0].ratio if own else None,
-        unit="times",
-        reason=reason or ("" if own else "the probe's own layer was not read"),
-        remedy=remedy,
+        remedy=COPIES if reading.differing else "",
     )

@@ -110,5 +110,7 @@ class SizeReading:
     layer: int
     site: str
     ratio: float
+    own_layer: int
+    """The probe's layer whose mean and scale these are."""
     is_probe: bool = False
     """Whether it is where the probe reads."""

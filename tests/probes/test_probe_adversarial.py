@@ -14,6 +14,7 @@ import pytest
 
 from pytest_multigpu.errors import ScoringError, UsageError
 from pytest_multigpu.judging import probe as judge
+from pytest_multigpu.judging import probe_fit
 from pytest_multigpu.probes import scoring
 from pytest_multigpu.probes.alone import Alone
 from pytest_multigpu.probes.invariants import fit, scored, ways
@@ -311,7 +312,7 @@ def test_rows_of_very_different_lengths(kind: str, attention: str) -> None:
 def test_one_bad_layer_of_two_is_named(model: Any, tokenizer: Any, observed: Observed) -> None:
     two = synthetic_probe(HIDDEN, LAYERS, layers=(1, 4))
     fitted = fit.with_scaler(Alone(model, tokenizer, two))
-    assert judge.judge_size(fit.read_sizes(model, fitted, observed)).outcome == "passed"
+    assert probe_fit.judge_size(fit.read_sizes(model, fitted, observed)).outcome == "passed"
     assert fitted.mean is not None
     assert fitted.scale is not None
     tenth = dataclasses.replace(
@@ -319,7 +320,7 @@ def test_one_bad_layer_of_two_is_named(model: Any, tokenizer: Any, observed: Obs
         mean=(fitted.mean[0], fitted.mean[1] / 10),
         scale=(fitted.scale[0], fitted.scale[1] / 10),
     )
-    record = judge.judge_size(fit.read_sizes(model, tenth, observed))
+    record = probe_fit.judge_size(fit.read_sizes(model, tenth, observed))
     assert record.outcome == "failed"
     assert record.reason.startswith("activations at layer 4, site raw, are ")
     # Of that layer, not of the good one.
@@ -343,14 +344,6 @@ def test_layers_that_are_exchanged(
     alone = Alone(model, tokenizer, two)
     found = [judge.judge_hook(r) for r in scored.read_hooks(model, two, observed, alone.streams(0))]
     assert [record.outcome for record in found] == ["failed", "failed"]
-
-
-def test_a_site_that_nothing_tells_is_a_warning() -> None:
-    record = judge.judge_site("final_norm")
-    assert record.outcome == "warned"
-    assert record.reason == (
-        "the probe has no scaler, so nothing tells whether its layer and site are right"
-    )
 
 
 @pytest.mark.parametrize(
@@ -382,43 +375,6 @@ def test_float16_overflow_is_no_score(make_llama: Any, tokenizer: Any, probe: Pr
         chosen = dataclasses.replace(probe, site=site)
         with pytest.raises(ScoringError, match=r"is (nan|-?inf), not a number to use$"):
             score_chats(model, tokenizer, chosen, CHATS[:1])
-
-
-@pytest.mark.parametrize(
-    ("probe_model", "model_name", "outcome"),
-    [
-        # Points are not dropped between digits.
-        ("facebook/opt-1.3b", "facebook/opt-13b", "failed"),
-        # An empty or tiny name is part of everything.
-        ("meta-llama/Llama-3.3-70B-Instruct", "models/", "failed"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "./", "warned"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "b", "failed"),
-        ("", "llama-3.3-70b", "failed"),
-        # Fine-tunes score otherwise; another storage does not.
-        ("meta-llama/Llama-3.3-70B-Instruct", "acme/Llama-3.3-70B-Instruct-abliterated", "warned"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "acme/Llama-3.3-70B-Instruct-bnb-4bit", "passed"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "Llama-3_3-70B", "failed"),
-        (
-            "meta-llama/Llama-3.3-70B-Instruct",
-            "/cache/models--meta-llama--Llama-3.3-70B-Instruct/snapshots/0a1b",
-            "passed",
-        ),
-        ("meta-llama/Llama-3.3-70B-Instruct", "/models/Llama-3.3-70B-Instruct/", "passed"),
-        ("gpt2", "gpt2-medium", "warned"),
-    ],
-)
-def test_model_names_that_look_alike(probe_model: str, model_name: str, outcome: str) -> None:
-    from pytest_multigpu.records.probe import ProbeFit
-
-    found = ProbeFit(
-        probe_hidden=8,
-        model_hidden=8,
-        probe_layers=(1,),
-        model_layers=2,
-        probe_model=probe_model,
-        model=model_name,
-    )
-    assert judge.judge_fit(found)[2].outcome == outcome
 
 
 # Transcripts

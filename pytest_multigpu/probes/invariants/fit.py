@@ -54,6 +54,7 @@ def read_sizes(model: Any, probe: Probe, observed: Observed, around: int = 4) ->
                         layer=layer,
                         site=site,
                         ratio=float((x * x).sum(-1).mean()) / expected,
+                        own_layer=own,
                         is_probe=layer == own and site == probe.site,
                     )
                 )
