@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_multigpu.errors import MultiGpuError
+from pytest_multigpu.errors import MultiGpuError, ScoringError
 from pytest_multigpu.judging import probe as judge
 from pytest_multigpu.judging import probe_fit
 from pytest_multigpu.judging.drift import judge_drift
 from pytest_multigpu.probes import observe
 from pytest_multigpu.probes.alone import Alone
+from pytest_multigpu.probes.capture import anatomy
 from pytest_multigpu.probes.drift import drift_between
 from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import Observed
@@ -30,6 +31,18 @@ if TYPE_CHECKING:
     from pytest_multigpu.session import GpuSession
 
 pytestmark = pytest.mark.check(needs="model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def readable(gpu_model: Any) -> None:
+    """Of a model that the scorer can't read one sentence says so, in place of tracebacks."""
+    unread = ""
+    try:
+        anatomy(gpu_model.model)
+    except ScoringError as error:
+        unread = str(error)
+    if unread:  # not while the error is handled: pytest would print both
+        pytest.fail(unread, pytrace=False)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,22 @@ if TYPE_CHECKING:
     import torch
 
 _LAYERS = ("layers", "h", "blocks")
-_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "norm_f")
+_NORMS = (
+    "norm",
+    "final_layernorm",
+    "ln_f",
+    "final_layer_norm",
+    "norm_f",
+    "final_norm",
+    "ln_out",
+    "out_norm",
+    "layer_norm",
+    "layernorm",
+    "embedding_norm",
+)
+
+_LATE = ("mamba", "mamba2", "falcon_mamba", "rwkv")
+"""``model_type`` of those whose ``hidden_states[0]`` is the first block's output."""
 
 
 class _EnoughLayersError(BaseException):
@@ -72,16 +87,22 @@ def check_hidden_size(probe: Probe, layer: int, stream: torch.Tensor) -> None:
 
 
 def anatomy(model: Any) -> Anatomy:
-    """:raises ScoringError: no embedding, or no decoder layers or final norm of a known name."""
+    """:raises ScoringError: no embedding, no decoder layers or final norm of a known name, or
+    hidden states that are counted otherwise."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    kind = type(model).__name__
+    if model.config.model_type in _LATE:
+        raise ScoringError(
+            f"{kind}'s hidden_states begin after the first block, so that a layer's index means "
+            "another place; probes can't read it"
+        )
     embedding = decoder.get_input_embeddings()
     if embedding is None:
-        raise ScoringError(f"{type(model).__name__} has no input embeddings; probes can't read it")
+        raise ScoringError(f"{kind} has no input embeddings; probes can't read it")
     parts = [embedding]
     for names in (_LAYERS, _NORMS):
         found = next((getattr(decoder, name) for name in names if hasattr(decoder, name)), None)
         if found is None:
-            kind = type(model).__name__
             raise ScoringError(f"{kind} has none of {', '.join(names)}; probes can't read it")
         parts.append(found)
     return Anatomy(decoder, *parts)
@@ -221,11 +242,14 @@ def forward(model: Any, input_ids: torch.Tensor, **options: Any) -> Any:
 def runs_on(module: Any) -> torch.device:
     """The device a module computes on: its weights', or where its dispatcher brings them.
 
-    :raises ScoringError: its weights are not loaded.
+    :raises ScoringError: it has none, or they are not loaded.
     """
     import torch
 
-    device: torch.device = next(module.parameters()).device
+    weight = next(module.parameters(), None)
+    if weight is None:
+        raise ScoringError(f"{type(module).__name__} has no weights that tell where it computes")
+    device: torch.device = weight.device
     if device.type != "meta":
         return device
     where = getattr(getattr(module, "_hf_hook", None), "execution_device", None)

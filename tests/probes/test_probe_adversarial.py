@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_families import family
 
 from pytest_multigpu.errors import ScoringError, UsageError
 from pytest_multigpu.judging import probe as judge
@@ -232,68 +233,11 @@ def test_another_number_of_masks_than_rows(model: Any, probe: Probe) -> None:
             score_tokens(model, probe, [[5], [6]], masks)
 
 
-def family(kind: str, **fields: Any) -> Any:
-    """A tiny float32 model of another family with four blocks."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    common = {"vocab_size": 300, "initializer_range": 0.3, "pad_token_id": 0}
-    if kind in ("gpt2", "bloom"):
-        common |= {"n_embd": HIDDEN, "hidden_size": HIDDEN, "n_layer": 4, "n_head": 4}
-    else:
-        common |= {
-            "hidden_size": HIDDEN,
-            "intermediate_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 512,
-        }
-    config = AutoConfig.for_model(kind, **common, **fields)
-    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for name, parameter in made.named_parameters():
-        parameter.requires_grad_(False)
-        if "norm" in name or "ln_" in name:
-            parameter.add_(torch.rand_like(parameter) * 0.3)
-    return made
-
-
-FAMILIES = {
-    "mistral": {"sliding_window": 8},
-    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 16},
-    "gpt2": {},
-    "bloom": {},
-    "gpt_neox": {},
-}
-"""Sliding windows; embeddings scaled, or with positions or a norm before the first block; another
-name for every part."""
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_other_families_are_read_where_they_say(tokenizer: Any, kind: str) -> None:
-    model = family(kind, **FAMILIES[kind])
-    seen = observe(model, tokenizer)
-    for layers in ((0,), (1, 3), (4,)):
-        for site in ("raw", "final_norm"):
-            probe = synthetic_probe(HIDDEN, 4, layers=layers, site=site)
-            alone = Alone(model, tokenizer, probe)
-            found = [
-                *map(judge.judge_hook, scored.read_hooks(model, probe, seen, alone.streams(0))),
-                *map(judge.judge_arithmetic, scored.read_arithmetic(model, probe, seen)),
-                *map(judge.judge_plant, scored.read_plant(model, probe, seen)),
-                *(judge.judge_shift(one, FLOAT32) for one in ways.read_batches(alone)),
-            ]
-            assert [record for record in found if record.outcome != "passed"] == []
-
-
 @pytest.mark.parametrize("kind", ["mistral", "gpt2"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_rows_of_very_different_lengths(kind: str, attention: str) -> None:
     """On either side a row of one token beside one of 300: queries that see padding alone."""
-    model = family(kind, **FAMILIES[kind], attn_implementation=attention)
+    model = family(kind, attn_implementation=attention)
     probe = synthetic_probe(HIDDEN, 4, layers=(3,))
     rng = np.random.default_rng(0)
     rows = [rng.integers(3, 250, length).tolist() for length in (1, 300, 7, 2)]

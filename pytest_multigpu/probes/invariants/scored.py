@@ -62,8 +62,10 @@ def _independent(model: Any, observed: Observed, layer: int, site: str) -> torch
         return observed.stream(layer) if last else observed.hidden[layer]
     if last:
         return observed.hidden[layer]
+    # Some norms have no weight, and so no place of their own.
+    device = next((p.device for p in norm.parameters()), observed.hidden[layer].device)
     with torch.no_grad():
-        normed: torch.Tensor = norm(observed.hidden[layer].to(norm.weight.device))
+        normed: torch.Tensor = norm(observed.hidden[layer].to(device))
     return normed
 
 
