@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..records.check import Record
+from ..records.check import Outcome, Record
 from ..records.probe import (
     ArithmeticReading,
     BoundaryReading,
@@ -21,6 +21,7 @@ from .probe_fit import COPIES
 MAX_RELATIVE_ERROR = 1e-5
 PLANT_TOLERANCE = 0.02
 MIN_COSINE = 0.99
+EQUAL = "equal bits"
 _LIMITS = {"float32": (1e-3, 1e-2), "16bit": (0.1, 0.5), "4bit": (0.15, 0.75), "8bit": (0.25, 1.0)}
 
 
@@ -52,7 +53,7 @@ def judge_hook(reading: HookReading) -> Record:
         name=f"hook at layer {reading.layer}",
         outcome="failed" if reason else "passed",
         expected="equal bits, unlike its neighbours",
-        measured=f"{reading.differing} values differ" if reading.differing else "equal bits",
+        measured=f"{reading.differing} values differ" if reading.differing else EQUAL,
         device=people(reading.device),
         reason=reason,
         remedy=remedy,
@@ -150,13 +151,21 @@ def judge_layers(readings: Sequence[LayerReading]) -> Record:
 
 def judge_boundary(reading: BoundaryReading) -> Record:
     """What a GPU gets is what the one before it sent."""
-    path = f"{people(reading.source)} -> {people(reading.target)}"
+    outcome: Outcome = "failed" if reading.differing else "passed"
+    measured: str | None = f"{reading.differing} values differ" if reading.differing else EQUAL
+    reason = f"hidden_states[{reading.layer}] changes on its way" if reading.differing else ""
+    if reading.differing is None:
+        outcome, measured = "unknown", None
+        reason = (
+            f"what the block after hidden_states[{reading.layer}] was given can't be seen in this "
+            "architecture"
+        )
     return Record(
         name="activations between GPUs",
-        outcome="failed" if reading.differing else "passed",
-        expected="equal bits",
-        measured=f"{reading.differing} values differ" if reading.differing else "equal bits",
-        device=path,
-        reason=f"hidden_states[{reading.layer}] changes on its way" if reading.differing else "",
-        remedy=COPIES if reading.differing else "",
+        outcome=outcome,
+        expected=EQUAL,
+        measured=measured,
+        device=f"{people(reading.source)} -> {people(reading.target)}",
+        reason=reason,
+        remedy=COPIES if reason else "",
     )
