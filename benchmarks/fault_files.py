@@ -151,7 +151,7 @@ def probe(**changes: Any) -> Callable[[Path], Values]:
     def prepare(folder: Path) -> Values:
         import dataclasses
 
-        from pytest_multigpu.probes.formats.native import save
+        from pytest_multigpu.probes.formats import save_probe
         from pytest_multigpu.probes.synthetic import synthetic_probe
 
         shape = changes.get("hidden", 64), changes.get("num_layers", 6)
@@ -163,7 +163,7 @@ def probe(**changes: Any) -> Callable[[Path], Values]:
             vectors = np.full(shape[0], changes["scaler"])
             fields |= {"mean": (vectors,), "scale": (vectors,)}
         path = folder / "probe.safetensors"
-        save(dataclasses.replace(made, **fields), path)
+        save_probe(dataclasses.replace(made, **fields), path)
         return {"probe": str(path)}
 
     return prepare

@@ -5,6 +5,7 @@ Imports errors; numpy inside functions only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass, field, fields
@@ -133,6 +134,18 @@ class Probe:
                 bias -= float(self.mean[position] @ weight)
             pairs.append((weight, bias))
         return tuple(pairs)
+
+    def folded(self) -> Probe:
+        """The same score, up to rounding, without a scaler: in direction and bias alone."""
+        pairs = self.affine()
+        return dataclasses.replace(
+            self,
+            directions=tuple(weight for weight, _ in pairs),
+            bias=sum(bias for _, bias in pairs) / len(pairs),
+            mean=None,
+            scale=None,
+            normalize=False,
+        )
 
     @property
     def digest(self) -> str:

@@ -56,11 +56,15 @@ def save_probe(probe: Probe, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Writes the project's own format: ``NAME.safetensors`` and ``NAME.json`` beside it.
 
     :returns: both paths, the tensors' first.
-    :raises ProbeFileError: ``path`` does not end in ``.safetensors``.
+    :raises ProbeFileError: ``path`` does not end in ``.safetensors``, or can't be written.
     """
-    from . import native
+    from .writing import write_probe
 
-    return native.save(probe, Path(path))
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise ProbeFileError(f"{target}: does not end in .safetensors; name it so")
+    tensors, sidecar = write_probe(probe, target)
+    return tensors, sidecar
 
 
 def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:

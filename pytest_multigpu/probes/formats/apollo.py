@@ -9,6 +9,7 @@ Imports :mod:`.pickles`, :mod:`..probe`, errors; numpy inside functions.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,36 @@ def _number(path: Path, key: str, value: Any) -> float | None:
 def _dtype(directions: Any) -> str:
     first = next(iter(directions.values())) if isinstance(directions, dict) else directions
     return str(getattr(first, "dtype", "float32"))
+
+
+def files(probe: Probe, name: str) -> list[dict[str, bytes]]:
+    """Layers and tensors, with a scaler if there is one; then ``{layer: array}``. Each with the
+    keys that the layout has in the wild and no others: its own readers would not see more."""
+    import numpy as np
+    import torch
+
+    from .native import stored_as
+
+    kind = stored_as(*probe.directions, *(probe.mean or ()), *(probe.scale or ()))
+
+    def tensor(vectors: Any) -> Any:
+        return torch.from_numpy(np.stack(vectors).astype(kind))
+
+    tensors: dict[str, Any] = {
+        "layers": list(probe.layers),
+        "directions": tensor(probe.directions),
+    }
+    if probe.mean is not None and probe.scale is not None:
+        tensors |= {
+            "scaler_mean": tensor(probe.mean),
+            "scaler_scale": tensor(probe.scale),
+            "normalize": probe.normalize,
+            "reg_coeff": None,
+        }
+    arrays = {
+        "directions": dict(zip(probe.layers, probe.directions, strict=True)),
+        "intercept": probe.bias,
+        "model_name": probe.model,
+        "exclude_last_n_tokens": probe.mask.exclude_last,
+    }
+    return [{name: pickle.dumps(content, protocol=4)} for content in (tensors, arrays)]

@@ -31,7 +31,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_ALIGNMENT = 32
 _TYPES = {0: "<f4", 1: "<f2", 28: "<f8", 30: "bf16"}
 """ggml tensor types of plain floats."""
 
@@ -98,7 +99,7 @@ def _load(path: Path, data: bytes) -> Probe:
         shape = tuple(reader.number("Q") for _ in range(dims))
         kind, offset = reader.number("I"), reader.number("Q")
         specs.append({"name": name, "shape": shape, "kind": kind, "offset": offset})
-    alignment = meta.get("general.alignment", 32)
+    alignment = meta.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= 4096:
         raise reader.fail("has a damaged alignment")
     start = -(-reader.at // alignment) * alignment
@@ -140,3 +141,36 @@ def _vector(
     if _TYPES[kind] == "bf16":
         return int(number), (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
     return int(number), np.frombuffer(raw, _TYPES[kind])
+
+
+def unfit(probe: Probe) -> str:
+    """Why a probe can't be a control vector; empty if it can. llama.cpp takes no direction.0."""
+    early = [layer for layer in probe.layers if layer < 2]
+    return f"begins at layer 2, and the probe reads layer {early[0]}" if early else ""
+
+
+def files(probe: Probe, name: str) -> list[dict[str, bytes]]:
+    """Float32 directions, the one type that llama.cpp takes, in gguf version 3."""
+    import numpy as np
+
+    def text(value: str) -> bytes:
+        data = value.encode()
+        return struct.pack("<Q", len(data)) + data
+
+    def key(name: str, kind: int, value: bytes) -> bytes:
+        return text(name) + struct.pack("<I", kind) + value
+
+    keys = [
+        key("general.architecture", _STRING, text("controlvector")),
+        key("controlvector.layer_count", _UINT32, struct.pack("<I", len(probe.layers))),
+    ]
+    if probe.model is not None:
+        keys.append(key("controlvector.model_hint", _STRING, text(probe.model)))
+    specs, data = b"", b""
+    for layer, direction in zip(probe.layers, probe.directions, strict=True):
+        data += bytes(-len(data) % _ALIGNMENT)
+        specs += text(f"direction.{layer - 1}")
+        specs += struct.pack("<IQIQ", 1, len(direction), 0, len(data))
+        data += direction.astype(np.dtype("<f4")).tobytes()
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(probe.layers), len(keys)) + b"".join(keys) + specs
+    return [{name: head + bytes(-len(head) % _ALIGNMENT) + data + bytes(-len(data) % _ALIGNMENT)}]

@@ -7,6 +7,7 @@ Imports :mod:`.pickles`, :mod:`..probe`, errors; numpy inside functions.
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ...errors import ProbeFileError
 from ..probe import AGGREGATIONS, SITES, Probe
 from .guard import guarded
 from .jsonfile import Fields, read_object
-from .masks import read_mask
+from .masks import described, read_mask
 from .pickles import read_pickle, read_torch_pickle
 
 CONFIG = "probe_config.json"
@@ -160,3 +161,38 @@ def _head(path: Path, tensors: dict[Any, Any]) -> tuple[Any, float]:
         wide = weight.astype(np.float64)
         return wide[1] - wide[0], float(bias[1]) - float(bias[0])
     return weight[0], float(bias[0])
+
+
+def unfit(probe: Probe) -> str:
+    """Why a probe can't be a linear head; empty if it can."""
+    if len(probe.layers) > 1:
+        return f"reads one layer, and the probe {len(probe.layers)}"
+    return (
+        "" if probe.layers[0] else "reads a block's output, and the probe the embedding (layer 0)"
+    )
+
+
+def files(probe: Probe, _name: str) -> list[dict[str, bytes]]:
+    """``probe.safetensors`` and ``probe_config.json``."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    from .native import stored_as
+
+    kind = stored_as(probe.directions[0], np.array([probe.bias]))
+    tensors = {
+        "weight": probe.directions[0].astype(kind)[None],
+        "bias": np.array([probe.bias], dtype=kind),
+    }
+    content = {
+        "layer_idx": probe.layers[0] - 1,
+        "hidden_size": probe.hidden_size,
+        "site": probe.site,
+        "aggregation": probe.aggregation,
+        "mask": described(probe.mask),
+        "positive_class": probe.positive_class,
+        "model_name": probe.model,
+        "threshold": probe.threshold,
+    }
+    sidecar = json.dumps(content, indent=2) + "\n"
+    return [{WEIGHTS[0]: save(tensors), CONFIG: sidecar.encode()}]

@@ -87,23 +87,18 @@ def load(path: Path, data: bytes | None = None) -> Probe:
     return probe
 
 
-def save(probe: Probe, path: Path) -> tuple[Path, Path]:
-    """Writes both files, vectors in float64 where the probe's were, else in float32."""
+def files(probe: Probe, name: str) -> list[dict[str, bytes]]:
+    """Tensors and JSON under ``name``, which ends in ``.safetensors``."""
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    if path.suffix != ".safetensors":
-        raise ProbeFileError(f"{path}: does not end in .safetensors; name it so")
     families = {"direction": probe.directions, "mean": probe.mean, "scale": probe.scale}
-    # Float32 keeps what was 16- or 32-bit as it is; anything finer stays float64.
-    vectors = [v for family in families.values() for v in family or ()]
-    # The safetensors writer takes contiguous arrays only.
-    exact = all(np.array_equal(v, v.astype(np.float32)) for v in vectors)
-    kind = np.float32 if exact else np.float64
+    kind = stored_as(*(v for family in families.values() for v in family or ()))
     tensors = {
-        f"{name}.{layer}": np.ascontiguousarray(vector, dtype=kind)
-        for name, family in families.items()
-        for layer, vector in zip(probe.layers, family or (), strict=False)
+        # The safetensors writer takes contiguous arrays only.
+        f"{family}.{layer}": np.ascontiguousarray(vector, dtype=kind)
+        for family, vectors in families.items()
+        for layer, vector in zip(probe.layers, vectors or (), strict=False)
     }
     content = {
         "format": FORMAT,
@@ -121,10 +116,16 @@ def save(probe: Probe, path: Path) -> tuple[Path, Path]:
         "dtype": probe.dtype,
         "threshold": probe.threshold,
     }
-    sidecar = path.with_suffix(".json")
-    save_file(tensors, str(path))
-    sidecar.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path, sidecar
+    sidecar = json.dumps(content, indent=2) + "\n"
+    return [{name: save(tensors), str(Path(name).with_suffix(".json")): sidecar.encode()}]
+
+
+def stored_as(*vectors: Any) -> Any:
+    """float32 where it keeps every value of ``vectors`` as it is, else float64."""
+    import numpy as np
+
+    exact = all(np.array_equal(v, v.astype(np.float32)) for v in vectors)
+    return np.float32 if exact else np.float64
 
 
 def read_tensors(path: Path, data: bytes) -> dict[str, Any]:
