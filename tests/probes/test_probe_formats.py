@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from pytest_multigpu.errors import ProbeFileError
-from pytest_multigpu.probes.__main__ import main
 from pytest_multigpu.probes.formats import load_probe, save_probe
 from pytest_multigpu.probes.probe import AGGREGATIONS, Probe, TokenMask
 from pytest_multigpu.probes.reference import (
@@ -316,19 +315,23 @@ def test_synthetic_depth() -> None:
     assert float(np.linalg.norm(one.directions[0])) == pytest.approx(1)
 
 
-def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write("apollo-arrays", tmp_path)
-    target = tmp_path / "out.safetensors"
-    assert main(["convert", str(source), str(target), "--site", "final_norm"]) == 0
-    assert capsys.readouterr().out == (
-        f"{source}: apollo, hidden_states 3, 5, site final_norm\n"
-        f"written: {target} and {tmp_path / 'out.json'}\n"
-    )
-    assert load_probe(target).site == "final_norm"
-    assert main(["convert", str(source), str(tmp_path / "out.pt")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'out.pt'}: does not end in .safetensors; name it so\n"
-    )
+@pytest.mark.parametrize("length", [0x80, 0x180, 0xFF80])
+def test_a_safetensors_header_as_long_as_a_pickle_s_first_byte(tmp_path: Path, length: int) -> None:
+    """Every 32nd header is: they are padded to 8 bytes."""
+    described = {"dtype": "F32", "shape": [1, 8], "data_offsets": [0, 32]}
+    values = np.arange(1, 9, dtype=np.float32)
+    path, sidecar = save_probe(synthetic_probe(8, 4, layers=(3,)), tmp_path / "p.safetensors")
+
+    def write(target: Path, name: str, shape: list[int]) -> None:
+        header = json.dumps({name: {**described, "shape": shape}}).encode().ljust(length)
+        target.write_bytes(length.to_bytes(8, "little") + header + values.tobytes())
+
+    write(path, "direction.3", [8])
+    assert load_probe(path).directions[0].tolist() == list(range(1, 9))
+    sidecar.unlink()
+    write(tmp_path / "probe.safetensors", "weight", [1, 8])
+    (tmp_path / "probe_config.json").write_text('{"layer_idx": 2}')
+    assert load_probe(tmp_path).directions[0].tolist() == list(range(1, 9))
 
 
 def test_pickles_of_every_protocol(tmp_path: Path) -> None:

@@ -99,13 +99,13 @@ def _weights(folder: Path) -> Path:
 
 
 def _state_dict(path: Path, data: bytes) -> dict[Any, Any]:
+    from .native import is_safetensors, read_tensors
+
     if data[:4] == b"PK\x03\x04":
         content = _read_zip(path)
-    elif data[:1] == b"\x80":
+    elif data[:1] == b"\x80" and not is_safetensors(data):
         content = read_pickle(path, data)
     else:
-        from .native import read_tensors
-
         content = read_tensors(path, data)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -128,6 +128,12 @@ def stored_as(*vectors: Any) -> Any:
     return np.float32 if exact else np.float64
 
 
+def is_safetensors(data: bytes) -> bool:
+    """By a header length of at most 1 MiB and the header's brace. The length may begin with the
+    byte that pickles begin with; no pickle goes on like that."""
+    return data[3:8] == bytes(5) and data[8:9] == b"{"
+
+
 def read_tensors(path: Path, data: bytes) -> dict[str, Any]:
     """Arrays of a safetensors file; bfloat16 is widened to float32. Its reader checks that the
     header's shapes and offsets cover the file exactly, so nothing larger is allocated."""
