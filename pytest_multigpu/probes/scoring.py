@@ -90,7 +90,8 @@ def score_tokens(
     if len(masks) != len(rows):
         raise ScoringError(f"{len(masks)} masks for {len(rows)} rows of tokens")
     padded = pad(rows, padding_side)
-    check_rows(model, rows)
+    known = int(anatomy(model).embedding.weight.shape[0])
+    check_rows(rows, known=known, context=context_of(model.config))
     streams = capture(model, padded.input_ids, probe.layers, attention_mask=padded.mask)
     if see is not None:
         see(streams)
@@ -116,13 +117,14 @@ def score_tokens(
     return scores
 
 
-def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
+def check_rows(rows: Sequence[Sequence[int]], *, known: int, context: int | None) -> None:
     """On a GPU a token that the model lacks ends the process's CUDA; and beyond its context a
     model computes what nobody trained it for.
 
+    :param known: rows of the model's embedding.
+    :param context: see :func:`context_of`.
     :raises ScoringError: a token id or a length that is not the model's.
     """
-    known, context = int(anatomy(model).embedding.weight.shape[0]), context_of(model.config)
     for row in rows:
         if not 0 <= min(row) <= max(row) < known:
             worst = max(row) if max(row) >= known else min(row)

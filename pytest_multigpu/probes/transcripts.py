@@ -77,15 +77,23 @@ def _transcript(path: Path, number: int, line: str) -> Transcript:
     )
 
 
-def table(probe: Probe, transcripts: Sequence[Transcript], scores: Sequence[Score]) -> list[str]:
-    """Lines of a table; with a threshold, a verdict; with labels, the AUROC or why there is
-    none."""
+def table(
+    probe: Probe,
+    transcripts: Sequence[Transcript],
+    scores: Sequence[Score],
+    *,
+    believed: bool = True,
+) -> list[str]:
+    """Lines of a table; with a threshold, a verdict; with labels, the AUROC or why there is none.
+
+    :param believed: False where the weights were synthesised: neither verdicts nor an AUROC then.
+    """
     width = max(4, *(len(t.name) for t in transcripts))
     lines = [f"{'text':<{width}}  {'score':>12}  {'tokens':>6}  label  verdict"]
     for transcript, score in zip(transcripts, scores, strict=True):
         label = "-" if transcript.label is None else str(int(transcript.label))
         verdict = "-"
-        if probe.threshold is not None:
+        if believed and probe.threshold is not None:
             positive = score.value > probe.threshold
             verdict = probe.positive_class if positive else f"not {probe.positive_class}"
         lines.append(
@@ -94,7 +102,9 @@ def table(probe: Probe, transcripts: Sequence[Transcript], scores: Sequence[Scor
         )
     area = area_of(transcripts, scores)
     labels = [t.label for t in transcripts if t.label is not None]
-    if area is not None:
+    if labels and not believed:
+        lines.append("no AUROC: the weights are synthesised")
+    elif area is not None:
         lines.append(
             f"AUROC {area.value:.3f} (95% {area.low:.3f} to {area.high:.3f}; "
             f"{area.positives} positive, {area.negatives} negative)"

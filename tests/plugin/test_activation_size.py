@@ -102,7 +102,7 @@ def test_the_remedy_as_it_is_printed_makes_the_check_pass(
     run: Run, weights: str, pytester: pytest.Pytester
 ) -> None:
     """Fitted after the final norm, and said to read the residual stream."""
-    from pytest_multigpu.probes.__main__ import main
+    from pytest_multigpu.probe_cli.main import main
 
     code, row, _ = run(weights, scale=1.0, site="raw")
     assert (code, row["outcome"]) == (1, "failed")

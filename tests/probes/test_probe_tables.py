@@ -5,19 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_multigpu.errors import ScoringError, UsageError
-from pytest_multigpu.model.tokenizer import built_in_tokenizer
-from pytest_multigpu.probes.__main__ import main
-from pytest_multigpu.probes.formats import save_probe
 from pytest_multigpu.probes.metrics import auroc, ranks, spearman
-from pytest_multigpu.probes.scoring import Score, score_chats
+from pytest_multigpu.probes.scoring import Score
 from pytest_multigpu.probes.synthetic import synthetic_probe
 from pytest_multigpu.probes.transcripts import Transcript, read_transcripts, table
 
@@ -136,36 +131,3 @@ def test_damaged_transcripts(tmp_path: Path, line: str, text: str) -> None:
     with pytest.raises(UsageError) as error:
         read_transcripts(path)
     assert str(error.value) == f"{path}, line 1: {text}"
-
-
-def test_score_from_files(
-    make_llama: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A checkpoint, a probe and transcripts in; the same scores as in memory out."""
-    model = make_llama()
-    model.save_pretrained(tmp_path / "model")
-    probe = synthetic_probe(64, 6, layers=(3,))
-    save_probe(probe, tmp_path / "probe.safetensors")
-    chats = [
-        [{"role": "user", "content": "Did you?"}, {"role": "assistant", "content": answer}]
-        for answer in ("No.", "I did not, as I said.", "Yes")
-    ]
-    lines = [json.dumps({"messages": c, "label": i % 2}) for i, c in enumerate(chats)]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    arguments = ["score", str(tmp_path / "t.jsonl"), "--probe", str(tmp_path / "probe.safetensors")]
-    arguments += ["--model", str(tmp_path / "model"), "--tier", "cpu", "--dtype", "float32"]
-    assert main([*arguments, "--batch", "2", "--out", str(tmp_path / "out.json")]) == 0
-    printed = capsys.readouterr().out
-    assert "AUROC " in printed
-    assert "weights: checkpoint; probe: " in printed
-    kept = json.loads((tmp_path / "out.json").read_text())
-    expected = score_chats(model, built_in_tokenizer(), probe, chats)
-    assert [row["value"] for row in kept["scores"]] == pytest.approx(
-        [score.value for score in expected], rel=1e-4
-    )
-    assert kept["auroc"]["positives"] == 1
-    (tmp_path / "t.jsonl").write_text("[]")
-    assert main(arguments) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 't.jsonl'}, line 1: messages: is not a list of messages\n"
-    )
