@@ -1,6 +1,7 @@
 # ruff: noqa: E501 -- one hostile file a line
-"""Over 200 hostile or damaged probe files: none runs code, hangs or takes more than 1 GiB, and
-each gives one clear line. They are loaded in one process whose address space is capped."""
+"""Hundreds of hostile or damaged probe files, each by way of every loader that would read it: none
+runs code, hangs or takes more than 1 GiB, and each gives one clear line. They are loaded in one
+process whose address space is capped, and its peak is read file by file."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -26,24 +28,28 @@ from pytest_multigpu.probes.formats import load_probe, save_probe
 from pytest_multigpu.probes.synthetic import synthetic_probe
 
 _LOADER = """
-import json, pathlib, resource, sys, time
+import json, pathlib, re, resource, sys, time
 import numpy, torch, safetensors.torch
 from pytest_multigpu.errors import ProbeFileError
 from pytest_multigpu.probes.formats import load_probe
 from pytest_multigpu.probes.formats import apollo, gguf, linear_head, native
-size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, size + 2**30))
+def status(key):
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(key + r":\\s+(\\d+) kB", text).group(1)) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + 2**30,) * 2)
 found = {}
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     if not path.name.startswith("bad") or path.suffix == ".json":
         continue
-    start = time.monotonic()
+    # The peak so far is forgotten: what comes is this file's.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before, start = status("VmRSS"), time.monotonic()
     try:
         load_probe(path)
         text = "LOADED"
     except ProbeFileError as error:
         text = str(error)
-    found[path.name] = (text, time.monotonic() - start)
+    found[path.name] = (text, time.monotonic() - start, status("VmHWM") - before)
 print(json.dumps(found))
 """
 
@@ -106,6 +112,52 @@ def tensor_of(storage: bytes, size: str, stride: str, offset: int = 0) -> bytes:
     out += b"\x85R" + pickle.dumps(offset, 2)[2:-1] + numbers(size) + numbers(stride)
     out += b"\x89ccollections\nOrderedDict\n)RtR"
     return out + b"X\x06\x00\x00\x00layers]K\x16au."
+
+
+def zip_of(data: bytes) -> bytes:
+    """A pickle where ``torch.save``'s zip has its own."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("a/data.pkl", data)
+    return made.getvalue()
+
+
+def legacy_of(data: bytes) -> bytes:
+    """A pickle as the body of ``torch.save``'s old kind of file."""
+    heads: tuple[Any, ...] = (0x1950A86A20F9469CFC6C, 1001, {})
+    return b"".join(pickle.dumps(head, 2) for head in heads) + data + pickle.dumps([], 2)
+
+
+def overlapping_zip(count: int, values: int) -> bytes:
+    """Stored files that each hold all those after it, down to the same values: of one storage
+    ``count``. Lengths and checksums are right."""
+    import zlib
+
+    def local(name: bytes, data: bytes) -> bytes:
+        sizes = struct.pack("<III", zlib.crc32(data), len(data), len(data))
+        return b"PK\x03\x04" + bytes([20, 0]) + bytes(8) + sizes + struct.pack("<HH", len(name), 0)
+
+    text: Callable[[str], bytes] = lambda t: b"X" + struct.pack("<I", len(t)) + t.encode()  # noqa: E731
+    number: Callable[[int], bytes] = lambda n: b"J" + struct.pack("<i", n)  # noqa: E731
+    data, files, body = bytes(values * 4), [], b"\x80\x02("
+    for index in range(count):
+        # Names of five letters and headers of 30 bytes: together a whole number of float32.
+        name = f"a/data/{index:03}".encode()
+        files.append((name, data))
+        body += b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(f"{index:03}")
+        body += text("cpu") + number(len(data) // 4) + b"tQ"
+        data = local(name, data) + name + data
+    body += b"l."
+    start = local(b"a/data.pkl", body) + b"a/data.pkl" + body
+    whole = start + data
+    directory = b""
+    for name, content in [(b"a/data.pkl", body), *files]:
+        at = 0 if content is body else len(whole) - len(local(name, content) + name + content)
+        sizes = struct.pack("<III", zlib.crc32(content), len(content), len(content))
+        entry = b"PK\x01\x02" + bytes([20, 0, 20, 0]) + bytes(8) + sizes
+        directory += entry + struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, at) + name
+    end = struct.pack("<HHHHIIH", 0, 0, count + 1, count + 1, len(directory), len(whole), 0)
+    return whole + directory + b"PK\x05\x06" + end
 
 
 def hostile(folder: Path) -> dict[str, bytes]:
@@ -175,6 +227,8 @@ def hostile(folder: Path) -> dict[str, bytes]:
         add("huge-shape", tensor_of(legacy_storage(8, eight), size, stride))
     add("offset", tensor_of(legacy_storage(8, eight), "1 8", "8 1", offset=1))
     add("wide-view", tensor_of(legacy_storage(8, eight), "1 8388608", "0 0"))
+    add("many-rows", tensor_of(legacy_storage(8, eight), "8388608 1", "0 0"))
+    add("many-rows", tensor_of(legacy_storage(8, eight), "2097152 2 2", "0 0 0"))
     add("memo", b"\x80\x02}r" + struct.pack("<I", 0x7FFFFFFF) + b".")
     add("memo-small", b"\x80\x02}r" + struct.pack("<I", 30_000) + b".")
     add("bytes8", b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b".")
@@ -220,7 +274,22 @@ def hostile(folder: Path) -> dict[str, bytes]:
     ]  # fmt: skip
     for content in wrong:
         add("content", pickle.dumps(content))
+    # The same by way of a linear head: raw, in torch's zip, and in its old kind of file; and as a
+    # detector of that kind.
+    for name, content in list(files.items()):
+        what = name.partition("-")[2]
+        if "zip" not in what:
+            add(f"folder-{what}", content)
+            add(f"zip-{what}", zip_of(content))
+            add(f"folder-old-{what}", legacy_of(content))
+            add(f"old-{what}", legacy_of(content))
     # Zip bombs, safetensors and gguf with lies in their headers.
+    add("zip-overlap", overlapping_zip(300, 1 << 20))
+    entries = (40 << 20) // 46
+    end = struct.pack("<HHHHIIH", 0, 0, 1, 1, entries * 46, 4, 0)
+    add(
+        "zip-directory", b"PK\x03\x04" + (b"PK\x01\x02" + bytes(42)) * entries + b"PK\x05\x06" + end
+    )
     for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         made = io.BytesIO()
         with zipfile.ZipFile(made, "w", compression) as archive:
@@ -262,24 +331,40 @@ def hostile(folder: Path) -> dict[str, bytes]:
         "gguf-array",
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key("a") + struct.pack("<II", 9, 9) * 50,
     )
+    # 40 million values that nobody asks for.
+    arrays = (key("a") + struct.pack("<IIQ", 9, 0, 1 << 16) + bytes(1 << 16)) * 640
+    add("gguf-values", b"GGUF" + struct.pack("<IQQ", 3, 0, 640) + arrays)
+    arrays = (key("a") + struct.pack("<IIQ", 9, 8, 1 << 16) + bytes(8 << 16)) * 80
+    add("gguf-texts", b"GGUF" + struct.pack("<IQQ", 3, 0, 80) + arrays)
     add("nothing", b"")
     add("noise", bytes(range(256)) * 20)
     return files
 
 
 REASONS = {
-    "posix.system": "refused: it names the global 'posix.system'",
-    "nested-load": "refused: it names the global 'posix.system'",
-    "nested-twice": "refused: it names the global 'torch.storage._load_from_bytes'",
-    "object-dtype": "holds an array of dtype 'O8'; only plain numbers are read",
+    **{
+        f"{way}{kind}": reason
+        for way in ("", "folder-", "zip-", "folder-old-", "old-")
+        for kind, reason in {
+            "posix.system": "refused: it names the global 'posix.system'",
+            "torch.load": "refused: it names the global 'torch.load'",
+            "nested-load": "refused: it names the global 'posix.system'",
+            "nested-twice": "refused: it names the global 'torch.storage._load_from_bytes'",
+            "object-dtype": "holds an array of dtype 'O8'; only plain numbers are read",
+            "many": "refused: more than 20,000 pickle opcodes",
+            "encode": "refused: it unpacks to more than 128 MiB",
+            "storages": "refused: it unpacks to more than 128 MiB",
+        }.items()
+    },
+    "zip-overlap": "refused: it unpacks to more than 128 MiB",
+    "zip-directory": "refused: holds too many files",
     "protocol-0-in-2": "refused: pickle opcode ",
     "truncated": " is ",
     "truncated-zip": "is damaged (BadZipFile)",
+    "gguf-values": "is a gguf of None, not of controlvector",
+    "gguf-texts": "holds too many texts for a control vector",
     "zip-bomb": "is compressed, which torch.save never does",
     "memo": "refused: pickle memo slot 2,147,483,647",
-    "many": "refused: more than 20,000 pickle opcodes",
-    "encode": "refused: it unpacks to more than 128 MiB",
-    "storages": "refused: it unpacks to more than 128 MiB",
     "bad-large": "is larger than 64 MiB",
     "bad-pipe": "it is a named pipe, not a regular file",
     "nothing": "is empty",
@@ -287,12 +372,28 @@ REASONS = {
 }
 
 
+MEMORY_BYTES = 1 << 30
+FAILURES = {
+    *("AttributeError", "BadZipFile", "EOFError", "IndexError", "KeyError", "RecursionError"),
+    *(
+        "SafetensorError",
+        "TypeError",
+        "UnicodeDecodeError",
+        "UnpicklingError",
+        "ValueError",
+        "error",
+    ),
+}
+"""What damaged bytes may do to a reader. No MemoryError, and no RuntimeError, which is what torch
+makes of memory that it did not get."""
+
+
 def test_hostile_files(tmp_path: Path) -> None:
     files = hostile(tmp_path)
-    assert len(files) >= 200
+    assert len(files) >= 800
     _, sidecar = save_probe(synthetic_probe(1, 1), tmp_path / "honest.safetensors")
     for name, data in files.items():
-        if "zip" in name:
+        if name.partition("-")[2].startswith(("zip", "folder", "truncated-zip")):
             # A head's weights, beside an honest description.
             (tmp_path / name).mkdir()
             (tmp_path / name / "probe_config.json").write_text('{"layer_idx": 4}')
@@ -316,14 +417,21 @@ def test_hostile_files(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert len(found) == len(files) + 2
     assert not (tmp_path / CANARY).exists()
-    assert {name for name, (text, _) in found.items() if text == "LOADED"} == set()
-    assert {name for name, (text, _) in found.items() if "\n" in text} == set()
-    assert {n for n, (text, _) in found.items() if not text.startswith(str(tmp_path))} == set()
-    assert {name: seconds for name, (_, seconds) in found.items() if seconds > 5} == {}
-    assert {n: text for n, (text, _) in found.items() if "MemoryError" in text} == {}
+    texts_of = {name: text for name, (text, _, _) in found.items()}
+    assert {name for name, text in texts_of.items() if text == "LOADED"} == set()
+    assert {name for name, text in texts_of.items() if "\n" in text} == set()
+    assert {n for n, text in texts_of.items() if not text.startswith(str(tmp_path))} == set()
+    assert {name: seconds for name, (_, seconds, _) in found.items() if seconds > 5} == {}
+    assert {name: peak for name, (_, _, peak) in found.items() if peak > MEMORY_BYTES} == {}
+    kinds = {
+        name: match[1]
+        for name, text in texts_of.items()
+        if (match := re.search(r"is damaged \((\w+)\)", text))
+    }
+    assert {name: kind for name, kind in kinds.items() if kind not in FAILURES} == {}
     for kind, reason in REASONS.items():
-        texts = [text for name, (text, _) in found.items() if name.partition("-")[2] == kind]
-        texts += [text for name, (text, _) in found.items() if name == kind]
+        texts = [text for name, text in texts_of.items() if name.partition("-")[2] == kind]
+        texts += [text for name, text in texts_of.items() if name == kind]
         assert texts
         assert [text for text in texts if reason not in text] == []
 

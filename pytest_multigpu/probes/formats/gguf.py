@@ -18,6 +18,8 @@ from .guard import guarded
 
 _MAX_KEYS = 4096
 _MAX_ARRAY = 1 << 16
+_MAX_TEXTS = 1 << 17
+"""Of all arrays: each takes a turn of the loop."""
 _SCALARS = {
     0: "B",
     1: "b",
@@ -40,6 +42,7 @@ _TYPES = {0: "<f4", 1: "<f2", 28: "<f8", 30: "bf16"}
 class _Reader:
     def __init__(self, path: Path, data: bytes) -> None:
         self.path, self.data, self.at = path, data, 0
+        self.texts = 0
 
     def fail(self, text: str) -> ProbeFileError:
         return ProbeFileError(f"{self.path}: {text}; copy or export it again")
@@ -66,7 +69,16 @@ class _Reader:
         inner, count = self.number("I"), self.number("Q")
         if count > _MAX_ARRAY or inner == _ARRAY:
             raise self.fail("holds an array too large for a control vector")
-        return [self.value(inner) for _ in range(count)]
+        # No array says anything about a probe.
+        if inner in _SCALARS:
+            self.take(count * struct.calcsize("<" + _SCALARS[inner]))
+            return None
+        self.texts += count
+        if self.texts > _MAX_TEXTS:
+            raise self.fail("holds too many texts for a control vector")
+        for _ in range(count):
+            self.value(inner)
+        return None
 
 
 def load(path: Path, data: bytes) -> Probe:

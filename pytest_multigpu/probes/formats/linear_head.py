@@ -7,6 +7,7 @@ Imports :mod:`.pickles`, :mod:`..probe`, errors; numpy inside functions.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -102,7 +103,7 @@ def _state_dict(path: Path, data: bytes) -> dict[Any, Any]:
     from .native import is_safetensors, read_tensors
 
     if data[:4] == b"PK\x03\x04":
-        content = _read_zip(path)
+        content = _read_zip(path, data)
     elif data[:1] == b"\x80" and not is_safetensors(data):
         content = read_pickle(path, data)
     else:
@@ -114,17 +115,23 @@ def _state_dict(path: Path, data: bytes) -> dict[Any, Any]:
     return content
 
 
-def _read_zip(path: Path) -> Any:
+_MAX_FILES = 4096
+"""In a zip; a head has about six."""
+
+
+def _read_zip(path: Path, data: bytes) -> Any:
     """``torch.save``'s zip. It stores without compression; anything compressed is refused."""
 
     def read() -> Any:
-        with zipfile.ZipFile(path) as archive:
+        # The directory is read whole before anybody can ask how long it is.
+        if data.count(b"PK\x01\x02") > _MAX_FILES:
+            raise ProbeFileError(f"{path}: refused: holds too many files")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            if len(members) != len(archive.infolist()) or len(members) > 4096:
-                raise ProbeFileError(f"{path}: refused: holds a file twice, or too many files")
-            size = path.stat().st_size
+            if len(members) != len(archive.infolist()):
+                raise ProbeFileError(f"{path}: refused: holds a file twice")
             for info in members.values():
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
                     raise ProbeFileError(
                         f"{path}: refused: {info.filename!r:.60} is compressed, "
                         "which torch.save never does"
