@@ -116,16 +116,19 @@ def _render(tokenizer: Any, messages: Sequence[Message], variables: Mapping[str,
 
 def _encode(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
     """Token ids, and the characters that each token stands for."""
+    slow = (
+        f"{type(tokenizer).__name__} does not tell which characters a token stands for; "
+        "use a fast tokenizer"
+    )
     try:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     except NotImplementedError as error:
-        kind = type(tokenizer).__name__
-        raise ScoringError(
-            f"{kind} does not tell which characters a token stands for; use a fast tokenizer"
-        ) from error
+        raise ScoringError(slow) from error
     except Exception as error:  # half of a surrogate pair, say: no UTF-8
         text = f"{type(error).__name__}: {first_line(error)}"
         raise ScoringError(f"the chat can't be tokenised: {text}") from error
+    if "offset_mapping" not in encoded:
+        raise ScoringError(slow)
     offsets, covered = [], 0
     for start, stop in encoded["offset_mapping"]:
         # Many tokenizers trim offsets: a token of spaces alone then stands for nothing.
