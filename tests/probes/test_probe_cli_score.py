@@ -362,6 +362,12 @@ def test_a_probe_of_another_place(score: Score, folder: Path, tmp_path: Path) ->
     assert said.startswith("error: activations at layer 0, site raw, are 0.000")
     assert "; layer 3, site raw, would fit (1.0" in said
     assert said.endswith("; --despite-misfit scores all the same\n")
+    # The command that it names, as it is printed.
+    command = said.partition("pytest_multigpu.probes ")[2].partition(", and ")[0].split()
+    command[2] = str(tmp_path / command[2])
+    assert command == ["convert", str(tmp_path / "given.safetensors"), command[2], "--layer", "3"]
+    assert main(command) == 0
+    assert score(probe=load_probe(command[2]))[0] == 0
     out = tmp_path / "out.json"
     code, printed, said = score("--despite-misfit", "--out", out, probe=wrong)
     assert code == 0
