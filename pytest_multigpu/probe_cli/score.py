@@ -55,7 +55,7 @@ def score(options: argparse.Namespace) -> int:
             "weights mean nothing; give its folder as --model, or try the machinery with "
             "--weights synthetic"
         )
-    architecture = book.architecture(settings.tier)  # type: ignore[arg-type]
+    architecture = book.architecture(options.tier)
     misfits = _misfits(judge_fit(_fit(probe, architecture)), options)
     chats = _prepared(book.resolved, architecture, probe, path, transcripts, options)
     longest = max(len(chat.input_ids) for chat in chats)
@@ -112,7 +112,9 @@ def _writable(options: argparse.Namespace) -> Path | None:
     # os.path: it says no where pathlib raises, of a name that is too long.
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"--out: {options.out!r} is no file; give a file's name")
-    for read in (probe, probe.with_suffix(".json"), Path(options.transcripts)):
+    # A folder may have no name ("."), and no file beside it.
+    beside = (probe.with_suffix(".json"),) if os.path.isfile(probe) else ()
+    for read in (probe, *beside, Path(options.transcripts)):
         if os.path.exists(path) and os.path.exists(read) and path.samefile(read):
             raise UsageError(f"--out: {options.out!r} is what is read; give another name")
     if not os.path.isdir(path.parent):

@@ -19,6 +19,7 @@ from pytest_multigpu.probe_cli.line import Line
 from pytest_multigpu.probe_cli.main import main
 from pytest_multigpu.probes.alone import Alone
 from pytest_multigpu.probes.formats import load_probe, save_probe
+from pytest_multigpu.probes.formats.writing import write_probe
 from pytest_multigpu.probes.invariants import fit
 from pytest_multigpu.probes.probe import Probe
 from pytest_multigpu.probes.scoring import score_chats
@@ -263,6 +264,18 @@ def test_where_scores_are_to_go(
     before_loading(
         score, loads, f"--out: there is no folder '{long.parent}'; make it", "--out", long
     )
+
+
+def test_a_linear_head_in_the_current_folder(
+    score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    head = synthetic_probe(HIDDEN, LAYERS, layers=(3,))
+    write_probe(head, tmp_path / "head")
+    monkeypatch.chdir(tmp_path / "head")
+    code, printed, _ = score("--probe", ".", "--out", "out.json")
+    assert code == 0
+    assert "; probe: probe.safetensors" in printed
+    assert len(json.loads((tmp_path / "head" / "out.json").read_text())["scores"]) == 4
 
 
 def test_a_disk_that_fills_up_while_scoring(
