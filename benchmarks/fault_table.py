@@ -13,6 +13,7 @@ from benchmarks.faults import Fault, Plant
 
 GIB = 1 << 30
 H100 = 85_520_809_984
+RTX_3090 = {"name": "NVIDIA GeForce RTX 3090", "total": 25_757_220_864, "capability": [8, 6]}
 KILLED = 4_000_000
 """A process id that is no process's."""
 MODEL = "--gpu-tier=cpu"
@@ -175,6 +176,13 @@ MACHINE = [
         r"CUDA does not see GPU 3",
         nvml(unseen=[3]),
         fast=True,
+    ),
+    machine(
+        "mixed cards, CUDA does not tell their order",
+        r"mixed GPUs, which CUDA numbers by speed, and CUDA could not be asked: CUDA error 999: "
+        r"the plan may be for other cards; export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        nvml(change={"0": RTX_3090}, by_speed=[1, 2, 3, 0], driver_order=False),
+        also=(r"CUDA numbers mixed GPUs otherwise than the plan",),
     ),
     machine(
         "container promises more",
@@ -827,6 +835,11 @@ HEALTHY = [
     _healthy(
         "cpu tier, quick, strict",
         f"{MODEL} -m quick",
+    ),
+    _healthy(
+        "quick, mixed cards, the fastest first",
+        "-m quick",
+        nvml(change={"0": RTX_3090}, by_speed=[1, 2, 3, 0]),
     ),
     _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
     _healthy(

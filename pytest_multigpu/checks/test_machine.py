@@ -101,12 +101,11 @@ def test_driver(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record
 
 
 @pytest.mark.check(needs="gpu")
-def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record]:
+def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> Record:
     """CUDA sees the GPUs that NVML lists and the environment leaves visible."""
-    environment = read_environment(os.environ)
-    visibility = visibility_of(gpu_inventory, environment)
+    visibility = visibility_of(gpu_inventory, read_environment(os.environ))
     uuids = [device.uuid for device in sorted(gpu_worker.devices, key=lambda one: one.index)]
-    return judge_cuda(gpu_inventory, visibility, environment, uuids or None, gpu_worker.failure)
+    return judge_cuda(gpu_inventory, visibility, uuids or None, gpu_worker.failure)
 
 
 @pytest.mark.check(needs="gpu")

@@ -4,7 +4,7 @@ Where cards of several models are mixed, CUDA numbers the fastest first and nvid
 only the driver knows how fast it takes them to be. It is asked in a process of its own, since it
 reads the environment once, and through ``libcuda`` alone: no torch, no context, some 0.2 s.
 
-This file is also the script that the process runs: it imports the standard library only.
+This file is also the script that the process runs: its top imports the standard library only.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from functools import lru_cache
 from typing import Any
 
 SECONDS = 10.0
-"""A driver that has not answered by then hangs; the NVML order is then kept."""
+"""A driver that has not answered by then hangs."""
 _THAT_COUNT = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
-def cuda_order(environ: Mapping[str, str]) -> tuple[str, ...] | None:
-    """UUIDs of ``cuda:0``, ``cuda:1``, ... under ``environ``; None if CUDA does not say."""
+def cuda_order(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """UUIDs of ``cuda:0``, ``cuda:1``, ... under ``environ``.
+
+    An answer is remembered: asking again for the same mask costs nothing.
+
+    :raises MachineError: the driver does not say; the text ends a sentence that begins "CUDA".
+    """
     return _asked(*(environ.get(name) for name in _THAT_COUNT))
 
 
 @lru_cache
-def _asked(*values: str | None) -> tuple[str, ...] | None:
+def _asked(*values: str | None) -> tuple[str, ...]:
+    from ..errors import MachineError
+
     environ = {name: text for name, text in os.environ.items() if name not in _THAT_COUNT}
     given = zip(_THAT_COUNT, values, strict=True)
     environ.update({name: value for name, value in given if value is not None})
@@ -40,10 +47,15 @@ def _asked(*values: str | None) -> tuple[str, ...] | None:
             capture_output=True,
             text=True,
             timeout=SECONDS,
-            check=True,
+            check=False,
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.TimeoutExpired:
+        raise MachineError(f"did not answer within {SECONDS:g} s") from None
+    except OSError as error:
+        raise MachineError(f"could not be asked: {error}") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise MachineError(f"could not be asked: {last.removeprefix('OSError: ')}")
     return tuple(done.stdout.split())
 
 

@@ -69,7 +69,7 @@ def read_machine(
     nvml: NvmlLike | None = None,
     *,
     seconds: float = NVML_SECONDS,
-    ask_cuda: Callable[[Mapping[str, str]], Sequence[str] | None] = cuda_order,
+    ask_cuda: Callable[[Mapping[str, str]], Sequence[str]] = cuda_order,
 ) -> Machine:
     """The GPUs and what CUDA will see of them. Never raises for what the machine lacks.
 
@@ -80,7 +80,8 @@ def read_machine(
     :param environ: ``os.environ`` unless given.
     :param nvml: the binding; :func:`load_nvml`'s unless given.
     :param seconds: how long the driver may take in all.
-    :param ask_cuda: for CUDA's order, where cards are mixed and only it can tell.
+    :param ask_cuda: for CUDA's order, where cards are mixed and only it can tell; raises
+        MachineError if it does not.
     """
     variables = os.environ if environ is None else environ
     value = variables.get("CUDA_VISIBLE_DEVICES")
@@ -94,13 +95,16 @@ def read_machine(
         return Machine(visible_env=value, problem=problem)
     visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
     machine = replace(with_visible(machine, visibility.visible), visible_env=value)
-    if visibility.certain_order:
+    if visibility.certain_order or not visibility.visible:
         return machine
-    uuids = ask_cuda(variables)
     try:
-        return machine if uuids is None else join_by_uuid(machine, uuids)
-    except MachineError:
-        return machine  # a check says that CUDA sees another GPU
+        joined = join_by_uuid(machine, ask_cuda(variables))
+    except MachineError as error:
+        return replace(machine, order_problem=str(error))
+    found, expected = len(joined.visible), len(visibility.visible)
+    if found != expected:  # which of them is missing, nobody can say: the checks ask CUDA again
+        return replace(machine, order_problem=f"lists {found} of {expected} GPUs")
+    return joined
 
 
 def within(seconds: float, doing: list[str], work: Callable[[], T]) -> T:

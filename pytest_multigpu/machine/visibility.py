@@ -34,7 +34,8 @@ def read_visibility(
 
     :param value: CUDA_VISIBLE_DEVICES; None if unset.
     """
-    mixed = len({gpu.name for gpu in gpus}) > 1
+    # A card that cannot be read has no name that would tell it from its siblings.
+    mixed = len({gpu.name for gpu in gpus if gpu.problem is None}) > 1
     by_speed = mixed and device_order != "PCI_BUS_ID"
     if value is None:
         everything = tuple(gpu.index for gpu in gpus)
@@ -153,7 +154,7 @@ def join_by_uuid(machine: Machine, cuda_uuids: Sequence[str]) -> Machine:
     """The machine in the order that CUDA itself reported.
 
     :param cuda_uuids: UUID of ``cuda:0``, ``cuda:1``, ...; with or without the ``GPU-`` prefix.
-    :raises MachineError: CUDA reports a GPU that NVML does not list.
+    :raises MachineError: CUDA reports a GPU that NVML does not list; the end of a sentence.
     """
     by_uuid = {bare_uuid(gpu.uuid): gpu.index for gpu in machine.gpus if gpu.uuid}
     visible: list[int] = []
@@ -161,7 +162,7 @@ def join_by_uuid(machine: Machine, cuda_uuids: Sequence[str]) -> Machine:
         index = by_uuid.get(bare_uuid(uuid))
         if index is None:
             raise MachineError(
-                f"CUDA reports cuda:{position} as {uuid}, which is none of the GPUs that NVML lists"
+                f"reports cuda:{position} as {uuid}, which is none of the GPUs that NVML lists"
             )
         visible.append(index)
     return with_visible(machine, visible)

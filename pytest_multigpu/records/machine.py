@@ -41,6 +41,9 @@ class Machine:
     """The newest CUDA that the driver serves, ``13.0``."""
     visible: tuple[int, ...] = ()
     """NVML indices in CUDA order: ``cuda:i`` is ``visible[i]``."""
+    order_problem: str | None = None
+    """Why the order of ``visible`` is a guess: of mixed cards CUDA did not tell its own. A plan
+    may then be for other cards. The end of a sentence that begins "CUDA"."""
     visible_env: str | None = None
     """CUDA_VISIBLE_DEVICES as it was found; None if unset."""
     simulated: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_multigpu.errors import MachineError
 from pytest_multigpu.machine import cuda_order as module
 from pytest_multigpu.machine.cuda_order import cuda_order, read_uuids
 
@@ -81,13 +82,29 @@ def test_the_same_is_asked_once(script: Path) -> None:
     assert counted.read_text() == "x"
 
 
-@pytest.mark.parametrize("body", ["raise OSError", "import time\ntime.sleep(60)"])
-def test_a_driver_that_fails_or_hangs_says_nothing(
-    body: str, script: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("raise OSError('CUDA error 802')", "could not be asked: CUDA error 802"),
+        ("import time\ntime.sleep(60)", "did not answer within 0.5 s"),
+        ("import os\nos._exit(5)", "could not be asked: exit code 5"),
+    ],
+)
+def test_a_driver_that_fails_or_hangs_is_a_reason(
+    body: str, problem: str, script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script.write_text(f"print('GPU-a', flush=True)\n{body}\n")
     monkeypatch.setattr(module, "SECONDS", 0.5)
-    assert cuda_order({}) is None
+    with pytest.raises(MachineError) as caught:
+        cuda_order({})
+    assert str(caught.value) == problem
+
+
+def test_an_interpreter_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._asked.cache_clear()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(MachineError, match=r"^could not be asked: .*/nowhere/python"):
+        cuda_order({})
 
 
 def test_a_machine_that_sees_no_gpu_has_an_empty_order(script: Path) -> None:

@@ -138,10 +138,39 @@ def test_of_mixed_cards_cuda_is_asked() -> None:
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("answer", [None, ("GPU-elsewhere",)])
-def test_without_an_answer_nvmls_order_is_kept(answer: tuple[str, ...] | None) -> None:
-    machine = read_machine({}, FakeNvml(MIXED), ask_cuda=lambda _: answer)
-    assert machine.visible == (0, 1)
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (("GPU-bb",), "lists 1 of 2 GPUs"),
+        (("GPU-bb", "GPU-aa"), None),
+        (
+            ("GPU-elsewhere", "GPU-aa"),
+            "reports cuda:0 as GPU-elsewhere, which is none of the GPUs that NVML lists",
+        ),
+        (MachineError("did not answer within 10 s"), "did not answer within 10 s"),
+    ],
+)
+def test_an_order_that_is_a_guess_says_why(
+    answer: tuple[str, ...] | MachineError, problem: str | None
+) -> None:
+    def ask(environ: Mapping[str, str]) -> tuple[str, ...]:
+        if isinstance(answer, MachineError):
+            raise answer
+        return answer
+
+    machine = read_machine({}, FakeNvml(MIXED), ask_cuda=ask)
+    assert machine.order_problem == problem
+    assert machine.visible == ((1, 0) if problem is None else (0, 1))
+
+
+def test_cuda_is_not_asked_where_nothing_is_visible_or_a_card_has_no_name() -> None:
+    def ask(environ: Mapping[str, str]) -> tuple[str, ...]:
+        raise AssertionError("asked")
+
+    assert read_machine({"CUDA_VISIBLE_DEVICES": "7"}, FakeNvml(MIXED), ask_cuda=ask).visible == ()
+    fake = FakeNvml(3)
+    fake.lose(1)
+    assert read_machine({}, fake, ask_cuda=ask).visible == (0, 1, 2)
 
 
 def test_joining_by_uuid_takes_cudas_order() -> None:
@@ -152,5 +181,5 @@ def test_joining_by_uuid_takes_cudas_order() -> None:
     with pytest.raises(MachineError) as caught:
         join_by_uuid(machine, ["dddd"])
     assert str(caught.value) == (
-        "CUDA reports cuda:0 as dddd, which is none of the GPUs that NVML lists"
+        "reports cuda:0 as dddd, which is none of the GPUs that NVML lists"
     )
