@@ -12,18 +12,18 @@ from typing import Any
 
 from ..records.health import GpuHealth
 from .nvml import (
-    INVALID_ARGUMENT,
+    FATAL,
     NOT_SUPPORTED,
     NVML_SECONDS,
     NvmlLike,
     NvmlTimeoutError,
+    count_nvlinks,
     open_nvml,
     within,
 )
 
 IDLE = 0x1
 """nvmlClocksEventReasonGpuIdle."""
-_MAX_NVLINKS = 36
 
 # What changes under load, and how several samples become one: the worst or the highest.
 _HIGHEST = (
@@ -212,13 +212,9 @@ class _Ask:
         except AttributeError:
             return None  # an older binding
         except self.nvml.NVMLError as error:
-            if error.value in _FATAL:
+            if error.value in FATAL:
                 raise
             return None
-
-
-_FATAL = (15, 16)
-"""GPU is lost, GPU needs a reset: every other answer would be worthless too."""
 
 
 def _moving(ask: _Ask, index: int) -> GpuHealth:
@@ -243,7 +239,7 @@ def _moving(ask: _Ask, index: int) -> GpuHealth:
 def _still(ask: _Ask, index: int) -> GpuHealth:
     remapped = ask("nvmlDeviceGetRemappedRows")
     limit = ask("nvmlDeviceGetEnforcedPowerLimit")
-    active, inactive = _nvlinks(ask)
+    active, inactive = count_nvlinks(ask.nvml, ask.handle)
     return GpuHealth(
         index=index,
         name=_text(ask("nvmlDeviceGetName")),
@@ -264,30 +260,12 @@ def _still(ask: _Ask, index: int) -> GpuHealth:
     )
 
 
-def _nvlinks(ask: _Ask) -> tuple[int | None, int | None]:
-    """(active, inactive) links. "Not supported" is a link that this card does not have."""
-    active = inactive = 0
-    for link in range(_MAX_NVLINKS):
-        try:
-            state = ask.nvml.nvmlDeviceGetNvLinkState(ask.handle, link)
-        except ask.nvml.NVMLError as error:
-            if error.value == INVALID_ARGUMENT or (error.value == NOT_SUPPORTED and link == 0):
-                break  # past the last link, or a card without NVLink
-            if error.value == NOT_SUPPORTED:
-                continue
-            if error.value in _FATAL:
-                raise
-            return None, None
-        active, inactive = active + bool(state), inactive + (not state)
-    return active, inactive
-
-
 def _mig(ask: _Ask) -> bool | None:
     """Whether MIG is enabled; "not supported" is a definite no."""
     try:
         current, _pending = ask.nvml.nvmlDeviceGetMigMode(ask.handle)
     except ask.nvml.NVMLError as error:
-        if error.value in _FATAL:
+        if error.value in FATAL:
             raise
         return False if error.value == NOT_SUPPORTED else None
     return bool(current)

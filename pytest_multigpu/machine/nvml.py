@@ -32,7 +32,11 @@ NOT_SUPPORTED = 3
 INVALID_ARGUMENT = 2
 VERSION_MISMATCH = 18
 
+FATAL = (15, 16)
+"""GPU is lost, GPU needs a reset: every other answer would be worthless too."""
+
 _MEMORY_V2 = 0x02000028
+_MAX_NVLINKS = 36
 
 
 class NvmlTimeoutError(Exception):
@@ -188,6 +192,7 @@ def _read_gpu(nvml: NvmlLike, index: int) -> Gpu:
         name = _text(nvml.nvmlDeviceGetName(handle)) or name
         uuid = _text(nvml.nvmlDeviceGetUUID(handle)) or uuid
         total, free, used, reserved = read_memory(nvml, handle)
+        links_up, _down = count_nvlinks(nvml, handle)
     except nvml.NVMLError as error:
         return Gpu(
             index=index,
@@ -209,6 +214,7 @@ def _read_gpu(nvml: NvmlLike, index: int) -> Gpu:
         used_bytes=used,
         reserved_bytes=reserved,
         capability=None if capability is None else (int(capability[0]), int(capability[1])),
+        nvlinks=links_up,
     )
 
 
@@ -229,6 +235,28 @@ def read_memory(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int]:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         reserved = 0
     return int(memory.total), int(memory.free), int(memory.used), reserved
+
+
+def count_nvlinks(nvml: NvmlLike, handle: Any) -> tuple[int | None, int | None]:
+    """(up, down) NVLinks of a GPU; (0, 0) on a card without NVLink, None where it is unknown.
+
+    :raises Exception: ``NVMLError`` of the binding, if the GPU is lost.
+    """
+    up = down = 0
+    for link in range(_MAX_NVLINKS):
+        try:
+            state = nvml.nvmlDeviceGetNvLinkState(handle, link)
+        except nvml.NVMLError as error:
+            code = getattr(error, "value", None)
+            if code == INVALID_ARGUMENT or (code == NOT_SUPPORTED and link == 0):
+                break  # past the last link, or a card without NVLink
+            if code == NOT_SUPPORTED:
+                continue
+            if code in FATAL:
+                raise
+            return None, None
+        up, down = up + bool(state), down + (not state)
+    return up, down
 
 
 def _try(nvml: NvmlLike, ask: Callable[[], Any]) -> Any:

@@ -14,7 +14,8 @@ from pytest_multigpu.machine.holders import read_free, wait_for_free
 from pytest_multigpu.machine.nvml import read_machine
 from pytest_multigpu.records.health import GpuHealth
 from pytest_multigpu.records.machine import Machine
-from pytest_multigpu.units import GIB, MIB
+from pytest_multigpu.requirements import GpuRequirement, unmet
+from pytest_multigpu.units import GIB, MIB, gib
 
 
 def _bindings() -> list[Any]:
@@ -192,6 +193,33 @@ def test_health_tells_unsupported_from_none() -> None:
 def test_health_counts_links_up_and_down() -> None:
     (row,) = read_health(FakeNvml([FakeGpu(nvlinks=(True, False, True))]))
     assert (row.nvlinks_active, row.nvlinks_inactive) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("links", "errors", "found"),
+    [
+        ((True,) * 18, {}, 18),
+        ((True, False, True), {}, 2),
+        ((), {}, 0),
+        ((True,), {"nvmlDeviceGetNvLinkState": 999}, None),
+    ],
+)
+def test_the_inventory_counts_links_that_are_up(
+    links: tuple[bool, ...], errors: dict[str, int], found: int | None
+) -> None:
+    fake = FakeNvml([FakeGpu(nvlinks=links, errors=errors)])
+    machine = read_machine({}, fake)
+    assert (machine.gpus[0].nvlinks, machine.gpus[0].problem) == (found, None)
+    lacking = unmet(GpuRequirement(nvlink=True), machine)
+    facts = {None: "NVLinks unknown", 0: "0 NVLinks up"}.get(found)
+    free = gib(machine.gpus[0].free_bytes)
+    expected = f"needs 1 GPU with NVLink; found 0 (GPU 0: {free} free, {facts})"
+    assert lacking == (None if found else expected)
+
+
+def test_a_gpu_lost_while_its_links_are_counted_is_a_problem() -> None:
+    fake = FakeNvml([FakeGpu(errors={"nvmlDeviceGetNvLinkState": GPU_IS_LOST})])
+    assert read_machine({}, fake).gpus[0].problem == "GPU 0 cannot be read: GPU is lost"
 
 
 def test_health_of_a_lost_gpu_is_a_problem() -> None:
