@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,11 +307,28 @@ def test_waiting_at_the_byte(spare: int, waits: bool) -> None:
 
 
 def test_holders_are_named_largest_first() -> None:
-    import os
-
     fake = FakeNvml([FakeGpu(used=41 * GIB, processes={os.getpid(): GIB, 4_000_000: 40 * GIB})])
     (row,) = read_free(fake)
     assert [holder.pid for holder in row.holders] == [4_000_000, os.getpid()]
     assert row.holders[0].name is None
     assert row.holders[1].name
     assert row.holders[1].user
+
+
+@pytest.mark.parametrize(
+    ("comm", "name"),
+    [
+        ("trainiert-für".encode()[:12], "trainiert-f\ufffd"),  # as the kernel cuts a long name
+        (b"two\nlines", "two\\nlines"),
+        (b"  ", None),
+    ],
+)
+def test_any_process_name_is_one_readable_line(comm: bytes, name: str | None) -> None:
+    own = Path("/proc/self/comm")
+    before = own.read_bytes()
+    own.write_bytes(comm)
+    try:
+        (row,) = read_free(FakeNvml([FakeGpu(used=GIB, processes={os.getpid(): GIB})]))
+    finally:
+        own.write_bytes(before.removesuffix(b"\n"))
+    assert row.holders[0].name == name
