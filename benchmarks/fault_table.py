@@ -321,7 +321,7 @@ COPIES = [
 CHECKPOINTS = [
     shard(
         "shard missing",
-        r"model-00002-of-00003\.safetensors is missing",
+        r"model-00002-of-00003\.safetensors is missing; copy or download it again(?!; copy)",
         lambda where: (where / files.SHARD).unlink(),
         fast=True,
     ),
@@ -852,6 +852,28 @@ HEALTHY = [
         "cpu tier, a checkpoint",
         f"{MODEL} --gpu-model={{checkpoint}}",
         prepare=files.damaged(lambda where: None),
+    ),
+    _healthy(
+        "cpu tier, a folder with a config alone",
+        f"{MODEL} -m quick --gpu-model={{checkpoint}}",
+        prepare=files.damaged(files.no_weights),
+        fast=True,
+    ),
+    _healthy(
+        "cpu tier, a config file",
+        f"{MODEL} -m quick --gpu-model={{checkpoint}}/config.json",
+        prepare=files.damaged(lambda where: None),
+    ),
+    _healthy(
+        "cpu tier, a checkpoint of pickles",
+        f"{MODEL} --gpu-model={{checkpoint}}",
+        prepare=files.damaged(files.pickles),
+    ),
+    _healthy(
+        "cpu tier, a hub cache with a config alone",
+        f"{MODEL} -m quick --gpu-model=llama-3.2-1b",
+        prepare=files.hub_cache_without_weights,
+        env={"HF_HUB_CACHE": "{folder}/hub"},
     ),
     _healthy("cpu tier, a probe file", f"{MODEL} --gpu-probe={{probe}}", prepare=files.probe()),
 ]

@@ -29,6 +29,7 @@ from pytest_multigpu.records.health import FreeMemory, GpuHealth
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Plan
 from pytest_multigpu.records.worker import WorkerReport
+from pytest_multigpu.session import GpuSession
 
 pytestmark = pytest.mark.quick
 
@@ -116,10 +117,14 @@ def test_health(gpu_inventory: Machine, gpu_health: Sequence[GpuHealth]) -> list
 
 
 @pytest.mark.check(needs="host")
-def test_checkpoint_and_disk(gpu_settings: Settings, gpu_plan: Plan) -> list[Record]:
+def test_checkpoint_and_disk(
+    gpu_settings: Settings, gpu_plan: Plan, gpu_session: GpuSession
+) -> list[Record]:
     """The checkpoint is complete, or there is room for it; how long it takes to read."""
     found = None
-    if gpu_plan.weights == "checkpoint" or gpu_settings.weights != "synthetic":
+    if gpu_plan.weights == "checkpoint":
+        found = gpu_session.plans.resolved.checkpoint  # the one that is loaded
+    elif gpu_settings.weights != "synthetic":
         found = find_checkpoint(gpu_settings.model, os.environ, _hub_ids(gpu_settings.model))
     if found is None:
         required = gpu_settings.weights == "checkpoint"
@@ -130,7 +135,8 @@ def test_checkpoint_and_disk(gpu_settings: Settings, gpu_plan: Plan) -> list[Rec
     records = judge_host.judge_checkpoint(report)
     missing = gpu_plan.architecture.parameters * 2 - report.total_bytes
     need = 0 if report.complete else max(0, missing)
-    records.append(judge_host.judge_disk(host.read_disk(found), need, required=True))
+    disk = host.read_disk(found)
+    records.append(judge_host.judge_disk(disk, need, required=report.found))
     if report.complete:
         speed = host.sample_read_speed([Path(found, name) for name in report.files])
         records.append(judge_host.judge_read_speed(speed, report.total_bytes))
