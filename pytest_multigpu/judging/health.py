@@ -223,7 +223,8 @@ def _pcie(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
 
 def _nvlink(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
     """A link that is down while siblings have it up is a fault. No link up at all is a card
-    without a bridge, or one that was rented alone: nothing is down that was ever up."""
+    without a bridge, or one that was rented alone: nothing is down that was ever up; beside
+    siblings with links it is worth a word, since copies to it go over PCIe."""
     if row.nvlinks_active is None or row.nvlinks_inactive is None:
         return _unknown("NVLink", "nvlink -s")
     active, total = row.nvlinks_active, row.nvlinks_active + row.nvlinks_inactive
@@ -231,6 +232,15 @@ def _nvlink(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
         return _Finding(outcome="passed", measured="no NVLink on this card")
     measured = f"{active} of {total} up"
     most = max((s.nvlinks_active or 0) for s in siblings if s.name == row.name)
+    if not active and most:
+        return _Finding(
+            outcome="warned",
+            measured=measured,
+            text=f"none of {total} NVLinks up; a sibling has {most}: a card without a bridge, "
+            "whose copies go over PCIe",
+            remedy=f"nvidia-smi nvlink -s -i {row.index}; a bridge between the cards that share a "
+            "model, or reset the GPU if it has one",
+        )
     if active < most:
         return _Finding(
             outcome="failed",

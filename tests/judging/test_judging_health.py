@@ -88,6 +88,17 @@ def test_healthy_gpus_share_their_records() -> None:
             "16 of 18 NVLinks up; a sibling has 18",
         ),
         (
+            {"nvlinks_active": 1, "nvlinks_inactive": 17},
+            "failed",
+            "1 of 18 NVLinks up; a sibling has 18",
+        ),
+        (
+            {"nvlinks_active": 0, "nvlinks_inactive": 4},
+            "warned",
+            "none of 4 NVLinks up; a sibling has 18: a card without a bridge, whose copies go over "
+            "PCIe",
+        ),
+        (
             {"nvlinks_active": None, "nvlinks_inactive": None},
             "unknown",
             "the driver does not report NVLink",
