@@ -211,6 +211,15 @@ MACHINE = [
         also=(r"GPU 1 lacks", r"were asked for and \d+ fit"),
         issue=2,
     ),
+    machine(
+        "a desktop's memory beside a model that is too large",
+        r"of weights|would go to the CPU|lacks|refuses",
+        nvml(gpus=1, change={"0": RTX_3090 | {"used": GIB + GIB // 5}}),
+        args="-m quick --gpu-wait=5",
+        also=(r"were asked for and 0 fit", r"nothing is placed", r"the plan puts"),
+        exit=10,
+        limit=60.0,
+    ),
     visible(
         "empty", "", r"CUDA_VISIBLE_DEVICES is empty, which hides all 4 GPUs", also=NO_GPU_LEFT
     ),
@@ -840,6 +849,11 @@ HEALTHY = [
         "quick, mixed cards, the fastest first",
         "-m quick",
         nvml(change={"0": RTX_3090}, by_speed=[1, 2, 3, 0]),
+    ),
+    _healthy(
+        "quick, a desktop's memory on a small card",
+        "-m quick --gpu-model=llama-3.2-1b",
+        nvml(gpus=1, change={"0": RTX_3090 | {"total": 8 * GIB, "used": 2 * GIB + GIB // 5}}),
     ),
     _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
     _healthy(

@@ -132,8 +132,15 @@ class GpuSession:
 
     def look_again(self) -> None:
         """Forget the machine and its plans: the mask changed, or others let go of memory."""
-        for name in ("machine", "plans"):
+        for name in ("machine", "plans", "fits_if_freed"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def fits_if_freed(self) -> bool:
+        """Some plan would fit if nobody else held memory of the GPUs."""
+        if self.plan.fits or not self._held():
+            return self.plan.fits
+        return self.plans.fits_on(self.machine.idle())
 
     def _wait_for_memory(self) -> None:
         """Plan with what is free once others have let go of it, waiting ``--gpu-wait`` at most.
@@ -141,7 +148,7 @@ class GpuSession:
         A game that has just ended still holds its VRAM for a moment.
         """
         deadline = time.monotonic() + self.settings.wait_seconds
-        while self._held() and not self.plan.fits and time.monotonic() < deadline:
+        while not self.plan.fits and self.fits_if_freed and time.monotonic() < deadline:
             time.sleep(0.5)
             self.look_again()
 

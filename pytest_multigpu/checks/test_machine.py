@@ -50,6 +50,7 @@ def test_free_vram(
     gpu_inventory: Machine,
     gpu_plan: Plan,
     gpu_settings: Settings,
+    gpu_session: GpuSession,
     request: pytest.FixtureRequest,
 ) -> list[Record]:
     """What the plan needs is free on each GPU, as measured before we used any."""
@@ -71,11 +72,8 @@ def test_free_vram(
     }
     waited = 0.0
     held = [row for row in rows if row.used_bytes > judge_vram.HELD_LIMIT]
-    short = [
-        row
-        for row in rows
-        if judge_vram.lacks_memory(row, needs.get(row.gpu), plan_fits=gpu_plan.fits)
-    ]
+    fits = {"plan_fits": gpu_plan.fits, "fits_if_freed": gpu_session.fits_if_freed}
+    short = [row for row in rows if judge_vram.lacks_memory(row, needs.get(row.gpu), **fits)]
     if held or short:
         request.getfixturevalue("gpu_worker")  # its own contexts are gone once it has ended
         wanted = {row.gpu: judge_vram.wanted_bytes(row, needs.get(row.gpu)) for row in held + short}
@@ -83,9 +81,7 @@ def test_free_vram(
         fresh, waited = wait_for_free(wanted, seconds)
         by_gpu = {row.gpu: row for row in fresh}
         rows = [by_gpu.get(row.gpu, row) for row in rows]
-    return judge_vram.judge_free_memory(
-        gpu_inventory, rows, needs, plan_fits=gpu_plan.fits, waited=waited
-    )
+    return judge_vram.judge_free_memory(gpu_inventory, rows, needs, waited=waited, **fits)
 
 
 @pytest.mark.check(needs="gpu")

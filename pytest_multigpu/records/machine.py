@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +55,11 @@ class Machine:
         """The GPUs that CUDA sees, in CUDA order, unreadable ones included."""
         by_index = {gpu.index: gpu for gpu in self.gpus}
         return tuple(by_index[index] for index in self.visible)
+
+    def idle(self) -> Machine:
+        """The machine as it would be if nobody used it."""
+        gpus = tuple(
+            replace(gpu, used_bytes=0, free_bytes=gpu.free_bytes + gpu.used_bytes)
+            for gpu in self.gpus
+        )
+        return replace(self, gpus=gpus)
