@@ -231,6 +231,13 @@ MACHINE = [
         r"entry '0' is repeated: CUDA then sees no GPU at all; export CUDA_VISIBLE_DEVICES=0,1",
         also=NO_GPU_LEFT,
     ),
+    visible(
+        "with semicolons",
+        "0;1",
+        r"entry '0;1' is read as 0: CUDA knows only commas between GPUs; "
+        r"export CUDA_VISIBLE_DEVICES=0,1",
+        args="-m quick --gpu-tier=4bit",
+    ),
     visible("out of range", "0,7", r"entry '7' names no GPU", fast=True),
     visible("unknown UUID", "GPU-ffffffff", r"'GPU-ffffffff' names no GPU", also=NO_GPU_LEFT),
     visible("ambiguous prefix", "GPU-0000", r"'GPU-0000' fits 4 GPUs", also=NO_GPU_LEFT),
@@ -856,6 +863,9 @@ HEALTHY = [
         nvml(gpus=1, change={"0": RTX_3090 | {"total": 8 * GIB, "used": 2 * GIB + GIB // 5}}),
     ),
     _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
+    _healthy(
+        "quick, a comma at the end", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "0,1,2,3,"}
+    ),
     _healthy(
         "quick, by UUID prefix",
         "-m quick --gpu-tier=4bit",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import MachineError
@@ -19,6 +19,8 @@ from ..records.machine import Gpu, Machine
 from ..records.visibility import GpuEnvironment, Visibility
 
 _ORDINAL = re.compile(r"[+-]?\d+", re.ASCII)
+_SEPARATORS = "; \t:|/."
+"""What people write between indices, beside the comma. CUDA reads a number up to any of them."""
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 _UNSET = f"unset {_VARIABLE}"
 
@@ -71,9 +73,11 @@ class _Reading:
     stopped: bool = False
     repeated: bool = False
 
+    def mean(self, indices: Iterable[int]) -> None:
+        self.meant += [index for index in dict.fromkeys(indices) if index not in self.meant]
+
     def take(self, entry: str, index: int) -> None:
-        if index not in self.meant:
-            self.meant.append(index)
+        self.mean([index])
         if self.stopped:
             return
         if index in self.found:
@@ -90,12 +94,13 @@ class _Reading:
 
 def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
     reading = _Reading()
-    for entry in value.split(","):
+    for entry in _entries(value, reading):
         match = _ORDINAL.match(entry.strip())
         if match is None:
-            reading.stop(entry, "is not a GPU index")
+            reading.stop(entry, "is not a GPU index" if entry.strip() else "is empty")
             continue
         position = int(match.group())
+        others = _others(entry.strip()[match.end() :], position)
         if position < 0:
             if reading.found and not reading.stopped:  # a common way to end a list
                 reading.notes.append(f"entry {entry!r} is negative: CUDA stops reading there")
@@ -105,27 +110,57 @@ def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
         elif position >= len(gpus):
             reading.stop(entry, "names no GPU")
         else:
-            if match.end() < len(entry.strip()) and not reading.stopped:
+            if others and not reading.stopped:
+                reading.faults.append(
+                    f"entry {entry!r} is read as {position}: CUDA knows only commas between GPUs"
+                )
+            elif match.end() < len(entry.strip()) and not reading.stopped:
                 reading.notes.append(f"entry {entry!r} is read as {position}")
             reading.take(entry, gpus[position].index)
+        reading.mean(gpus[other].index for other in others if 0 <= other < len(gpus))
     return reading
 
 
 def _read_uuids(value: str, gpus: Sequence[Gpu]) -> _Reading:
     reading = _Reading()
-    for raw in value.split(","):
+    for raw in _entries(value, reading):
         entry = raw.strip()
         if not entry.startswith("GPU-"):
-            reading.stop(raw, "is not a GPU UUID")
+            reading.stop(raw, "is not a GPU UUID" if entry else "is empty")
             continue
-        matches = [gpu.index for gpu in gpus if gpu.uuid.startswith(entry)]
+        matches = _begin_with(entry, gpus)
         if not matches:
             reading.stop(raw, "names no GPU")
+            for part in re.split(r"[^\w-]+", entry):  # separated by something else than commas
+                found = _begin_with(part, gpus) if part.startswith("GPU-") else []
+                reading.mean(found if len(found) == 1 else ())
         elif len(matches) > 1:
             reading.stop(raw, f"fits {len(matches)} GPUs")
         else:
             reading.take(raw, matches[0])
     return reading
+
+
+def _entries(value: str, reading: _Reading) -> Iterator[str]:
+    """Between the commas. What is left empty after the last one changes nothing: CUDA stops there,
+    where the list ends anyway."""
+    entries = value.split(",")
+    while len(entries) > 1 and not entries[-1].strip():
+        entries.pop()
+        reading.notes = ["the list ends with a comma"]
+    yield from entries
+
+
+def _others(rest: str, first: int) -> list[int]:
+    """What else ``0;1``, ``0 1`` or ``0-2`` (0 to 2) means to people, by what follows the 0."""
+    span = re.fullmatch(r"\s*-\s*(\d{1,4})", rest)
+    if span is not None:
+        return list(range(first + 1, int(span[1]) + 1))
+    return [int(number) for number in re.findall(r"\d{1,4}", rest) if rest[0] in _SEPARATORS]
+
+
+def _begin_with(prefix: str, gpus: Sequence[Gpu]) -> list[int]:
+    return [gpu.index for gpu in gpus if gpu.uuid.startswith(prefix)]
 
 
 def _mend(meant: Sequence[int], gpus: Sequence[Gpu], by_uuid: bool) -> str:

@@ -73,6 +73,57 @@ GPUS = read_machine({}, FakeNvml([FakeGpu(uuid=uuid) for uuid in UUIDS])).gpus
             "export CUDA_VISIBLE_DEVICES=2,1",
         ),
         (
+            "0;1",
+            (0,),
+            ("entry '0;1' is read as 0: CUDA knows only commas between GPUs",),
+            "export CUDA_VISIBLE_DEVICES=0,1",
+        ),
+        (
+            "2 3,1:0",
+            (2, 1),
+            (
+                "entry '2 3' is read as 2: CUDA knows only commas between GPUs",
+                "entry '1:0' is read as 1: CUDA knows only commas between GPUs",
+            ),
+            "export CUDA_VISIBLE_DEVICES=2,3,1,0",
+        ),
+        (
+            "1-3",
+            (1,),
+            ("entry '1-3' is read as 1: CUDA knows only commas between GPUs",),
+            "export CUDA_VISIBLE_DEVICES=1,2,3",
+        ),
+        (
+            "0;9",
+            (0,),
+            ("entry '0;9' is read as 0: CUDA knows only commas between GPUs",),
+            "export CUDA_VISIBLE_DEVICES=0",
+        ),
+        (
+            "GPU-bbbb;GPU-cccc",
+            (),
+            ("entry 'GPU-bbbb;GPU-cccc' names no GPU: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=GPU-bbbb3333,GPU-cccc4444",
+        ),
+        (
+            "0,,1",
+            (0,),
+            ("entry '' is empty: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=0,1",
+        ),
+        (
+            ",0",
+            (),
+            ("entry '' is empty: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=0",
+        ),
+        (
+            ",",
+            (),
+            ("entry '' is empty: CUDA stops reading there",),
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
             "3,4",
             (3,),
             ("entry '4' names no GPU: CUDA stops reading there",),
@@ -91,8 +142,24 @@ def test_oddities_that_change_nothing_are_notes() -> None:
     ended = read_visibility("0,2,-1,3", GPUS)
     assert (ended.visible, ended.faults) == ((0, 2), ())
     assert ended.notes == ("entry '-1' is negative: CUDA stops reading there",)
-    odd = read_visibility("1gpu", GPUS)
-    assert (odd.visible, odd.notes) == ((1,), ("entry '1gpu' is read as 1",))
+    for value in ("1gpu", "1gpu2"):
+        odd = read_visibility(value, GPUS)
+        assert (odd.visible, odd.faults) == ((1,), ())
+        assert odd.notes == (f"entry {value!r} is read as 1",)
+
+
+@pytest.mark.parametrize(
+    ("value", "visible", "mend"),
+    [
+        ("0,1,", (0, 1), "export CUDA_VISIBLE_DEVICES=0,1"),
+        ("2, , ", (2,), "export CUDA_VISIBLE_DEVICES=2"),
+        ("GPU-bbbb,", (2,), "export CUDA_VISIBLE_DEVICES=GPU-bbbb3333"),
+    ],
+)
+def test_a_comma_at_the_end_is_a_note(value: str, visible: tuple[int, ...], mend: str) -> None:
+    found = read_visibility(value, GPUS)
+    assert (found.visible, found.faults, found.mend) == (visible, (), mend)
+    assert found.notes == ("the list ends with a comma",)
 
 
 def test_mixed_cards_have_an_uncertain_order_unless_by_bus() -> None:
