@@ -142,7 +142,16 @@ MACHINE = [
     ),
     machine("thermal slowdown", r"GPU 2: hardware thermal slowdown", gpu(2, reasons=0x40)),
     machine("power brake", r"GPU 2: hardware power brake", gpu(2, reasons=0x80)),
-    machine("PCIe at x4", r"GPU 1: PCIe link at x4 of x16", gpu(1, pcie=(5, 5, 4, 16))),
+    machine(
+        "PCIe at x4",
+        r"GPU 1: PCIe link at x4 of x16, generation 5 of 5: 13\.5 GB/s from the host, at most 25%",
+        gpu(1, pcie=(5, 5, 4, 16)),
+        ("worker", {"fault": {"kind": "narrow", "gpu": 1, "times": 4}}),
+        also=(
+            r"GPU 1 reaches 13\.5 GB/s, its siblings 54\.0 GB/s: below 40% of them; its PCIe link "
+            r"ran at x4 of x16, generation 5 of 5; its siblings at x16 of x16",
+        ),
+    ),
     machine(
         "NVLinks down",
         r"GPU 3: 16 of 18 NVLinks up; a sibling has 18",
@@ -296,7 +305,8 @@ COPIES = [
     ),
     copy(
         "slow sibling",
-        r"GPU 2 reaches .*, its siblings .*: below 80% of them",
+        r"GPU 2 reaches .*, its siblings .*: below 80% of them; it ran at 1980 of 1980 MHz, 40 C, "
+        r"70 W, not slowed; its siblings at 1980 of 1980 MHz, 40 C, 70 W, not slowed",
         fault={"kind": "slow", "gpu": 2, "times": 2},
         also=(r"GPU 2 .*(siblings|same link|datasheet)",),
     ),
@@ -861,6 +871,12 @@ HEALTHY = [
         "quick, a desktop's memory on a small card",
         "-m quick --gpu-model=llama-3.2-1b",
         nvml(gpus=1, change={"0": RTX_3090 | {"total": 8 * GIB, "used": 2 * GIB + GIB // 5}}),
+    ),
+    _healthy(
+        "quick, half the lanes",
+        "-m quick",
+        nvml(change={"1": {"pcie": [5, 5, 8, 16]}}),
+        ("worker", {"fault": {"kind": "narrow", "gpu": 1, "times": 2}}),
     ),
     _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
     _healthy(

@@ -179,6 +179,15 @@ class GpuSession:
         assert self._sampler is not None
         return self._sampler.result()
 
+    def health_during(self, *steps: str) -> dict[int, GpuHealth]:
+        """The same by CUDA index, of the seconds alone in which the worker took those steps."""
+        found = [step for step in self.worker_report().steps if step.name in steps]
+        ended = [step.started + step.seconds for step in found if step.seconds is not None]
+        if not ended or self._sampler is None:
+            return {}
+        rows = self._sampler.between(min(step.started for step in found), max(ended))
+        return {self.machine.visible.index(row.index): row for row in rows}
+
     def load(self) -> LoadedModel:
         """The model of the chosen plan, loaded once; a failure is remembered, not retried.
 

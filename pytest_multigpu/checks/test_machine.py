@@ -14,6 +14,7 @@ import pytest
 from pytest_multigpu.judging import driver as judge_torch
 from pytest_multigpu.judging import host as judge_host
 from pytest_multigpu.judging import vram as judge_vram
+from pytest_multigpu.judging.arithmetic import slow_from_host
 from pytest_multigpu.judging.health import judge_health
 from pytest_multigpu.judging.machine import judge_gpus, label
 from pytest_multigpu.judging.visibility import judge_cuda, judge_environment
@@ -106,10 +107,16 @@ def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> Record:
 
 
 @pytest.mark.check(needs="gpu")
-def test_health(gpu_inventory: Machine, gpu_health: Sequence[GpuHealth]) -> list[Record]:
+def test_health(
+    gpu_inventory: Machine, gpu_health: Sequence[GpuHealth], gpu_worker: WorkerReport
+) -> list[Record]:
     """No ECC errors, no rows to remap, no throttling, full links, as read under load."""
     labels = {gpu.index: label(gpu) for gpu in gpu_inventory.gpus}
-    return judge_health(gpu_health, labels)
+    nvml = dict(enumerate(gpu_inventory.visible))
+    known = [one for one in gpu_worker.uploads if one.gpu in nvml]
+    measured = {nvml[one.gpu]: one.gb_per_s for one in known if one.gb_per_s is not None}
+    too_slow = [nvml[gpu] for gpu in slow_from_host(gpu_worker) if gpu in nvml]
+    return judge_health(gpu_health, labels, host_gb_per_s=measured, too_slow=too_slow)
 
 
 @pytest.mark.check(needs="host")

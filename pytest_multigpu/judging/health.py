@@ -1,24 +1,20 @@
 """Judging GPU health. Pure: readings in, records out; GPUs that agree share a record.
 
-What NVML does not know is ``unknown``, never passed. Imports records.
+What NVML does not know is ``unknown``, never passed. Imports records and
+:mod:`.throttling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..records.check import Outcome, Record, Value
 from ..records.health import GpuHealth
+from .throttling import HARDWARE, SW_THERMAL, conditions
 
-# Bits of nvmlClocksEventReasons (nvml.h). The power cap (0x4) is normal under load.
-HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
-_HARDWARE = {
-    HW_THERMAL: "hardware thermal slowdown",
-    HW_POWER_BRAKE: "hardware power brake",
-    HW_SLOWDOWN: "hardware slowdown",
-}
 _RENT = "rent another machine"
+_NOT_MEASURED: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +28,17 @@ class _Finding:
 
 
 def judge_health(
-    rows: Sequence[GpuHealth], labels: Mapping[int, str] | None = None
+    rows: Sequence[GpuHealth],
+    labels: Mapping[int, str] | None = None,
+    *,
+    host_gb_per_s: Mapping[int, float] = _NOT_MEASURED,
+    too_slow: Collection[int] = (),
 ) -> list[Record]:
     """ECC, remapped rows, throttling, PCIe, NVLink and MIG of every GPU.
 
     :param labels: NVML index to ``GPU 2``; by NVML index unless given.
+    :param host_gb_per_s: NVML index to what was measured from the host to that GPU.
+    :param too_slow: NVML indices of GPUs for which that fails its own check.
     """
     names = labels or {}
     records = [
@@ -53,11 +55,15 @@ def judge_health(
         if row.problem is not None
     ]
     asked = [row for row in rows if row.problem is None]
+
+    def pcie(row: GpuHealth) -> _Finding:
+        return _pcie(row, host_gb_per_s.get(row.index), failed=row.index in too_slow)
+
     questions: tuple[tuple[str, Value, Callable[[GpuHealth], _Finding]], ...] = (
         ("ECC errors", "none uncorrected", _ecc),
         ("remapped rows", "none pending, none failed", _remap),
         ("throttling under load", "none", _throttle),
-        ("PCIe link under load", "its full width and generation", lambda r: _pcie(r, asked)),
+        ("PCIe link under load", "its full width and generation", pcie),
         ("NVLinks", "none down", lambda row: _nvlink(row, asked)),
         ("MIG", "off", _mig),
     )
@@ -143,19 +149,19 @@ def _remap(row: GpuHealth) -> _Finding:
 def _throttle(row: GpuHealth) -> _Finding:
     if row.throttle is None:
         return _unknown("why its clocks are lowered", "-q -d PERFORMANCE")
-    for bit, what in _HARDWARE.items():
+    for bit, what in HARDWARE.items():
         if row.throttle & bit:
             return _Finding(
                 outcome="failed",
                 measured=what,
-                text=f"{what}{_conditions(row)}",
+                text=f"{what}{conditions(row)}",
                 remedy=f"check power and cooling, or {_RENT}",
             )
     if row.throttle & SW_THERMAL:
         return _Finding(
             outcome="warned",
             measured="thermal slowdown by the driver",
-            text=f"the driver lowers the clocks for heat{_conditions(row)}",
+            text=f"the driver lowers the clocks for heat{conditions(row)}",
             remedy=f"check cooling, or {_RENT}",
         )
     if not row.busy_samples:
@@ -178,18 +184,9 @@ def throttled(rows: Sequence[GpuHealth], labels: Mapping[int, str]) -> list[str]
     ]
 
 
-def _conditions(row: GpuHealth) -> str:
-    parts = []
-    if row.sm_mhz is not None and row.sm_max_mhz is not None:
-        parts.append(f"{row.sm_mhz} of {row.sm_max_mhz} MHz")
-    if row.temperature_c is not None:
-        parts.append(f"{row.temperature_c} C")
-    if row.power_w is not None:
-        parts.append(f"{row.power_w:.0f} W")
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _pcie(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
+def _pcie(row: GpuHealth, gb_per_s: float | None, *, failed: bool) -> _Finding:
+    """Fewer lanes or an older generation than the card could have is a warning with its price; it
+    fails where the bandwidth from the host, as it was measured, fails too."""
     width, generation = row.pcie_width, row.pcie_generation
     width_max, generation_max = row.pcie_width_max, row.pcie_generation_max
     if width is None or width_max is None or generation is None or generation_max is None:
@@ -204,20 +201,16 @@ def _pcie(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
             text="it was idle whenever it was read, and an idle link may slow down",
             remedy="run the interconnect check, which loads the GPUs",
         )
-    widest = max((s.pcie_width or 0) for s in siblings if s.name == row.name)
-    text = f"PCIe link at x{width} of x{width_max}, generation {generation} of {generation_max}"
-    if width < width_max and width < widest:
-        return _Finding(
-            outcome="failed",
-            measured=measured,
-            text=f"{text}; a sibling has x{widest}",
-            remedy=f"reseat the card, or {_RENT}",
-        )
+    # A generation doubles what a lane carries.
+    share = min(1.0, width / width_max) * min(1.0, 2.0 ** (generation - generation_max))
+    speed = "" if gb_per_s is None else f"{gb_per_s:.1f} GB/s from the host, "
     return _Finding(
-        outcome="warned",
+        outcome="failed" if failed else "warned",
         measured=measured,
-        text=f"{text}: loading is slower than it could be",
-        remedy=_RENT,
+        text=f"PCIe link at {measured}: {speed}at most {share:.0%} of what the card could have",
+        remedy=f"reseat the card if its slot has x{width_max}, or {_RENT}"
+        if width < width_max
+        else _RENT,
     )
 
 

@@ -37,7 +37,7 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
                 expected=expected,
                 device=", ".join(f"GPU {gpu}" for gpu in entry.gpus),
                 reason=f"not measured: {entry.reason}",
-                remedy="free the memory of that GPU, or leave it out with CUDA_VISIBLE_DEVICES",
+                remedy="free the memory of that GPU, or leave it out of CUDA_VISIBLE_DEVICES",
             )
             for entry in told
         ]

@@ -6,6 +6,8 @@ Imports records and :mod:`.nvml`. Creates no CUDA context.
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -24,6 +26,8 @@ from .nvml import (
 
 IDLE = 0x1
 """nvmlClocksEventReasonGpuIdle."""
+_MOST_SAMPLES = 20_000
+"""Kept of all GPUs together: a minute of eight."""
 
 # What changes under load, and how several samples become one: the worst or the highest.
 _HIGHEST = (
@@ -34,6 +38,7 @@ _HIGHEST = (
     "pcie_width",
     "power_w",
 )
+_MOVING = (*_HIGHEST, "throttle", "samples", "busy_samples")
 
 
 def read_health(
@@ -111,6 +116,7 @@ class Sampler:
         with Sampler(indices=[0, 1]) as sampler:
             ...                     # the worker loads the cards
         rows = sampler.result()     # one GpuHealth a GPU, all samples merged
+        rows = sampler.between(began, ended)    # the same of some seconds alone
 
     What goes wrong in the thread is in the rows' ``problem``; nothing is raised at the caller.
     """
@@ -127,6 +133,7 @@ class Sampler:
         self._nvml = nvml
         self._interval = interval
         self._merged: dict[int, GpuHealth] = {}
+        self._seen: deque[tuple[float, GpuHealth]] = deque(maxlen=_MOST_SAMPLES)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
@@ -169,6 +176,22 @@ class Sampler:
             for row in rows
         )
 
+    def between(self, began: float, ended: float) -> tuple[GpuHealth, ...]:
+        """The same, but what changes under load as seen in that time: one row a GPU seen then.
+
+        :param began: seconds since the epoch, as ``ended``.
+        """
+        with self._lock:
+            seen = [row for when, row in self._seen if began <= when <= ended]
+            whole = dict(self._merged)
+        found = []
+        for index in self._indices:
+            if rows := [row for row in seen if row.index == index]:
+                then = merge(rows)
+                changes = {name: getattr(then, name) for name in (*_MOVING, "problem")}
+                found.append(replace(whole[index], **changes))
+        return tuple(found)
+
     def _run(self) -> None:
         try:
             nvml = open_nvml(self._nvml)
@@ -183,6 +206,7 @@ class Sampler:
 
     def _add(self, row: GpuHealth) -> None:
         with self._lock:
+            self._seen.append((time.time(), row))
             known = self._merged.get(row.index)
             self._merged[row.index] = row if known is None else merge([known, row])
 

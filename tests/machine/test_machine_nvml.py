@@ -266,6 +266,31 @@ def test_the_sampler_sees_what_comes_and_goes() -> None:
     assert row.samples > 1
 
 
+def test_the_sampler_tells_some_seconds_from_the_rest() -> None:
+    fake = FakeNvml(2)
+
+    def until(reasons: int) -> float:
+        fake.gpus[1].reasons = reasons
+        seen = sampler.result()[1].samples
+        deadline = time.monotonic() + 5
+        while sampler.result()[1].samples < seen + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return time.time()
+
+    with Sampler([0, 1], fake, interval=0.001) as sampler:
+        began = until(0)
+        slowed = until(0x40)
+        ended = until(0)
+    first, second = sampler.between(began, slowed)
+    assert (first.index, first.throttle, second.index) == (0, 0, 1)
+    assert second.throttle == 0x40
+    # What does not change under load is there too.
+    assert (second.name, second.sm_max_mhz, second.ecc_volatile) == (fake.gpus[1].name, 1980, 0)
+    assert 0 < second.samples < sampler.result()[1].samples
+    assert sampler.between(ended + 60, ended + 61) == ()
+    assert sampler.between(0, began)[1].throttle == 0
+
+
 def test_a_sampler_that_cannot_start_is_no_health() -> None:
     with Sampler([0, 1], FakeNvml(2, errors={"nvmlInit": 999})) as sampler:
         pass

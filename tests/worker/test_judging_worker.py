@@ -42,9 +42,7 @@ def test_what_was_left_out_is_unknown_with_its_reason(healthy: Make) -> None:
     assert record.outcome == "unknown"
     assert record.device == "GPU 2"
     assert record.reason == "not measured: GPU 2 has 1 MiB free"
-    assert record.remedy == (
-        "free the memory of that GPU, or leave it out with CUDA_VISIBLE_DEVICES"
-    )
+    assert record.remedy == ("free the memory of that GPU, or leave it out of CUDA_VISIBLE_DEVICES")
 
 
 def test_no_gpu_is_a_shortfall_and_a_dead_worker_is_not(healthy: Make) -> None:
