@@ -13,6 +13,22 @@ from benchmarks.faults import Fault, Plant
 
 GIB = 1 << 30
 H100 = 85_520_809_984
+GAMING = {
+    "name": "NVIDIA GeForce RTX 4090",
+    "total": 25_757_220_864,
+    "capability": [8, 9],
+    "nvlinks": [],
+    "errors": dict.fromkeys(
+        (
+            "nvmlDeviceGetEccMode",
+            "nvmlDeviceGetTotalEccErrors",
+            "nvmlDeviceGetRemappedRows",
+            "nvmlDeviceGetMigMode",
+        ),
+        3,
+    ),
+}
+"""A card without ECC: NVML answers "not supported"."""
 RTX_3090 = {"name": "NVIDIA GeForce RTX 3090", "total": 25_757_220_864, "capability": [8, 6]}
 KILLED = 4_000_000
 """A process id that is no process's."""
@@ -185,6 +201,14 @@ MACHINE = [
         r"CUDA does not see GPU 3",
         nvml(unseen=[3]),
         fast=True,
+    ),
+    machine(
+        "gaming cards under strict",
+        r"this card has no ECC, so that nobody counts its memory's errors; gate such cards without "
+        r"--gpu-strict: README, Consumer cards",
+        nvml(gpus=2, change={"0": GAMING, "1": GAMING}),
+        args="-m quick --gpu-strict --gpu-tier=4bit --gpu-placement=balanced",
+        also=(r"remapped rows", r"^test_"),
     ),
     machine(
         "mixed cards, CUDA does not tell their order",
@@ -877,6 +901,12 @@ HEALTHY = [
         "-m quick",
         nvml(change={"1": {"pcie": [5, 5, 8, 16]}}),
         ("worker", {"fault": {"kind": "narrow", "gpu": 1, "times": 2}}),
+    ),
+    _healthy(
+        "quick, gaming cards, no skip tolerated",
+        "-m quick --gpu-tier=4bit --gpu-placement=balanced --gpu-expected-skips={folder}/none.txt",
+        nvml(gpus=2, change={"0": GAMING, "1": GAMING}),
+        prepare=files.text(none__txt=""),
     ),
     _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
     _healthy(

@@ -100,7 +100,7 @@ def _unknown(what: str, command: str) -> _Finding:
 
 def _ecc(row: GpuHealth) -> _Finding:
     if row.ecc_volatile is None and row.ecc_aggregate is None:
-        return _unknown("ECC errors", "-q -d ECC")
+        return _uncounted(row)
     measured = f"{_count(row.ecc_volatile)} since boot, {_count(row.ecc_aggregate)} in all"
     if row.ecc_volatile:
         errors = "error" if row.ecc_volatile == 1 else "errors"
@@ -120,6 +120,22 @@ def _ecc(row: GpuHealth) -> _Finding:
     if row.ecc_volatile is None:
         return _unknown("ECC errors since boot", "-q -d ECC")
     return _Finding(outcome="passed", measured=measured)
+
+
+def _uncounted(row: GpuHealth) -> _Finding:
+    if row.ecc == "none":
+        return _Finding(
+            outcome="unknown",
+            text="this card has no ECC, so that nobody counts its memory's errors",
+            remedy="gate such cards without --gpu-strict: README, Consumer cards",
+        )
+    if row.ecc == "off":
+        return _Finding(
+            outcome="unknown",
+            text="ECC is off, so that nobody counts its memory's errors",
+            remedy=f"sudo nvidia-smi -i {row.index} -e 1, then reboot",
+        )
+    return _unknown("ECC errors", "-q -d ECC")
 
 
 def _count(number: int | None) -> str:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..records.health import GpuHealth
 from .nvml import (
@@ -267,6 +267,7 @@ def _still(ask: _Ask, index: int) -> GpuHealth:
     return GpuHealth(
         index=index,
         name=_text(ask("nvmlDeviceGetName")),
+        ecc=_ecc(ask),
         ecc_volatile=ask("nvmlDeviceGetTotalEccErrors", 1, 0),
         ecc_aggregate=ask("nvmlDeviceGetTotalEccErrors", 1, 1),
         remap_pending=None if remapped is None else bool(remapped[2]),
@@ -282,6 +283,17 @@ def _still(ask: _Ask, index: int) -> GpuHealth:
         power_limit_w=None if limit is None else limit / 1000,
         samples=0,
     )
+
+
+def _ecc(ask: _Ask) -> Literal["on", "off", "none"] | None:
+    """ "Not supported" is a card without ECC, as most that are sold for games."""
+    try:
+        current, _pending = ask.nvml.nvmlDeviceGetEccMode(ask.handle)
+    except ask.nvml.NVMLError as error:
+        if error.value in FATAL:
+            raise
+        return "none" if error.value == NOT_SUPPORTED else None
+    return "on" if current else "off"
 
 
 def _mig(ask: _Ask) -> bool | None:

@@ -50,6 +50,16 @@ def test_healthy_gpus_share_their_records() -> None:
             "unknown",
             "the driver does not report ECC errors",
         ),
+        (
+            {"ecc_volatile": None, "ecc_aggregate": None, "ecc": "off"},
+            "unknown",
+            "ECC is off, so that nobody counts its memory's errors",
+        ),
+        (
+            {"ecc_volatile": None, "ecc_aggregate": None, "ecc": "none"},
+            "unknown",
+            "this card has no ECC, so that nobody counts its memory's errors",
+        ),
         ({"remap_pending": True}, "failed", "a faulty memory row waits for a reset to be remapped"),
         ({"remap_failed": True}, "failed", "a faulty memory row could not be remapped"),
         (

@@ -56,6 +56,7 @@ def test_contract_health(binding: Any) -> None:
         assert row.samples == 1
         assert row.throttle is None or row.throttle >= 0
         assert row.nvlinks_active is not None
+        assert row.ecc in ("on", "off", "none")
 
 
 def test_contract_errors_carry_their_code(binding: Any) -> None:
@@ -190,6 +191,30 @@ def test_health_tells_unsupported_from_none() -> None:
     card.errors["nvmlDeviceGetNvLinkState"] = 999
     (row,) = read_health(FakeNvml([card]))
     assert (row.nvlinks_active, row.nvlinks_inactive) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("card", "mode", "errors"),
+    [
+        (FakeGpu(), "on", 0),
+        (FakeGpu(ecc_on=False), "off", None),
+        (
+            FakeGpu(
+                errors={
+                    "nvmlDeviceGetEccMode": NOT_SUPPORTED,
+                    "nvmlDeviceGetTotalEccErrors": NOT_SUPPORTED,
+                }
+            ),
+            "none",
+            None,
+        ),
+        (FakeGpu(errors={"nvmlDeviceGetEccMode": 999}), None, 0),
+    ],
+)
+def test_ecc_that_is_off_or_not_there(card: FakeGpu, mode: str | None, errors: int | None) -> None:
+    (row,) = read_health(FakeNvml([card]))
+    assert (row.ecc, row.ecc_volatile, row.ecc_aggregate) == (mode, errors, errors)
+    assert (row.problem, row.samples) == (None, 1)
 
 
 def test_health_counts_links_up_and_down() -> None:
