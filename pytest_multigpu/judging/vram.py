@@ -6,12 +6,13 @@ Imports records, units and :mod:`.machine`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..records.check import Record
 from ..records.health import FreeMemory, Holder
 from ..records.machine import Machine
 from ..units import GIB, gib
-from .machine import label
+from .machine import REBOOT, label
 
 HELD_LIMIT = GIB
 """Memory in use before we start that is worth a word: a bare desktop's stays below."""
@@ -46,7 +47,10 @@ def judge_free_memory(
         if row.gpu in by_index:
             need = needs.get(row.gpu)
             lacks = lacks_memory(row, need, plan_fits=plan_fits, fits_if_freed=fits_if_freed)
-            records.append(_judge_free(label(by_index[row.gpu]), row, need, lacks, waited))
+            gpu = by_index[row.gpu]
+            record = _judge_free(label(gpu), row, need, lacks, waited)
+            unread = row.problem is not None and gpu.remedy
+            records.append(replace(record, remedy=gpu.remedy) if unread else record)
     return records
 
 
@@ -86,7 +90,7 @@ def _judge_free(
             unit="bytes",
             device=device,
             reason=row.problem,
-            remedy="reboot the machine, or rent another",
+            remedy=REBOOT,
         )
     held = row.used_bytes > HELD_LIMIT
     if not lacks and not held:

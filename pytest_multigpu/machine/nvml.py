@@ -186,36 +186,43 @@ def _files(count: int) -> str:
 
 
 def _read_gpu(nvml: NvmlLike, index: int) -> Gpu:
-    name, uuid = "unknown", ""
+    gpu = Gpu(index=index, cuda_index=None, uuid="", name="unknown", total_bytes=0, free_bytes=0)
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        name = _text(nvml.nvmlDeviceGetName(handle)) or name
-        uuid = _text(nvml.nvmlDeviceGetUUID(handle)) or uuid
-        total, free, used, reserved = read_memory(nvml, handle)
+        gpu = replace(gpu, name=_text(nvml.nvmlDeviceGetName(handle)) or gpu.name)
+        gpu = replace(gpu, uuid=_text(nvml.nvmlDeviceGetUUID(handle)) or "")
+        memory = _memory_if_any(nvml, handle)
         links_up, _down = count_nvlinks(nvml, handle)
     except nvml.NVMLError as error:
-        return Gpu(
-            index=index,
-            cuda_index=None,
-            uuid=uuid,
-            name=name,
-            total_bytes=0,
-            free_bytes=0,
-            problem=f"GPU {index} cannot be read: {error}",
-        )
+        return replace(gpu, problem=f"GPU {index} cannot be read: {error}")
     capability = _try(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
-    return Gpu(
-        index=index,
-        cuda_index=None,
-        uuid=uuid,
-        name=name,
-        total_bytes=total,
-        free_bytes=free,
-        used_bytes=used,
-        reserved_bytes=reserved,
+    gpu = replace(
+        gpu,
         capability=None if capability is None else (int(capability[0]), int(capability[1])),
         nvlinks=links_up,
     )
+    if memory is None:
+        return replace(
+            gpu,
+            problem=f"GPU {index} ({gpu.name}): the driver does not report its memory, as with "
+            "GPUs that share the host's",
+            remedy="rent a machine whose GPUs have memory of their own: nothing can be planned "
+            "without its size",
+        )
+    total, free, used, reserved = memory
+    return replace(
+        gpu, total_bytes=total, free_bytes=free, used_bytes=used, reserved_bytes=reserved
+    )
+
+
+def _memory_if_any(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int] | None:
+    """None: this GPU has no memory that NVML could report."""
+    try:
+        return read_memory(nvml, handle)
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) != NOT_SUPPORTED:
+            raise
+        return None
 
 
 def read_memory(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int]:

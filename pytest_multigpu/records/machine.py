@@ -27,6 +27,8 @@ class Gpu:
     nvlinks: int | None = None
     """NVLinks that are up; 0 if the card has none, None if unknown."""
     problem: str | None = None
+    remedy: str = ""
+    """What to do about ``problem``; empty where there is nothing better than to rent another."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from pytest_multigpu.judging.machine import judge_gpus
+from pytest_multigpu.judging.vram import judge_free_memory
 from pytest_multigpu.machine import nvml as module
 from pytest_multigpu.machine.fake import GPU_IS_LOST, H100_BYTES, NOT_SUPPORTED, FakeGpu, FakeNvml
 from pytest_multigpu.machine.health import Sampler, merge, read_health
 from pytest_multigpu.machine.holders import read_free, wait_for_free
 from pytest_multigpu.machine.nvml import read_machine
-from pytest_multigpu.records.health import GpuHealth
+from pytest_multigpu.records.health import FreeMemory, GpuHealth
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.requirements import GpuRequirement, unmet
 from pytest_multigpu.units import GIB, MIB, gib
@@ -101,6 +103,24 @@ def test_an_unreadable_gpu_stays_a_row(code: int) -> None:
     assert machine.problem is None
     assert machine.gpus[1].problem == f"GPU 1 cannot be read: {fake.NVMLError(code)}"
     assert machine.visible == (0, 1, 2)
+
+
+def test_a_gpu_that_shares_the_hosts_memory_says_so() -> None:
+    both = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")
+    fake = FakeNvml([FakeGpu(name="NVIDIA GB10", errors=dict.fromkeys(both, NOT_SUPPORTED))])
+    machine = read_machine({}, fake)
+    (gpu,) = machine.gpus
+    assert gpu.problem == (
+        "GPU 0 (NVIDIA GB10): the driver does not report its memory, as with GPUs that share the "
+        "host's"
+    )
+    rows = [FreeMemory(gpu=0, total_bytes=0, free_bytes=0, used_bytes=0, problem=gpu.problem)]
+    for record in (*judge_gpus(machine), *judge_free_memory(machine, rows, {}, plan_fits=False)):
+        assert (record.outcome, record.reason) == ("failed", gpu.problem)
+        assert record.remedy == (
+            "rent a machine whose GPUs have memory of their own: nothing can be planned without "
+            "its size"
+        )
 
 
 def test_a_gpu_lost_midway_keeps_what_was_read() -> None:
