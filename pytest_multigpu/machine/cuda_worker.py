@@ -96,7 +96,7 @@ def _steps(
     from .cuda.links import NvmlSide
 
     nvml = NvmlSide().start()
-    early = EarlyContexts(first=lambda: nvml.ready(NVML_WAIT_S))
+    early = EarlyContexts()
     if arguments.devices == "cuda" and not arguments.late_contexts:
         early.start()
     with emitter.step("import torch"):
@@ -109,7 +109,7 @@ def _steps(
     if wrap is not None:
         backend = wrap(backend)
     gpus = range(backend.count)
-    nvml.ready(NVML_WAIT_S)
+    nvml.wait(NVML_WAIT_S)
 
     def open_context(gpu: int) -> None:
         early.wait_for(gpu)
@@ -125,14 +125,6 @@ def _steps(
         fit = _devices(backend, emitter, nvml, need)
     if fit:
         _measure(arguments, backend, emitter, pattern, fit)
-    with emitter.step("context sizes", gpus):
-        for gpu in gpus:
-            growth = nvml.growth_bytes(backend.identity(gpu).uuid)
-            if growth is not None:
-                # With kernels and peer mappings by now: what a running model pays as well.
-                emitter.result(
-                    "context", gpu=gpu, context_bytes=growth - backend.reserved_bytes(gpu)
-                )
 
 
 def _measure(
