@@ -271,6 +271,12 @@ MACHINE = [
         r"export CUDA_VISIBLE_DEVICES=0,1",
         args="-m quick --gpu-tier=4bit",
     ),
+    machine(
+        "CUDA_DEVICE_ORDER with a typing error",
+        r"CUDA_DEVICE_ORDER=pci_bus_id is no value that CUDA knows, and it does not start; "
+        r"export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        env={"CUDA_DEVICE_ORDER": "pci_bus_id"},
+    ),
     visible("out of range", "0,7", r"entry '7' names no GPU", fast=True),
     visible("unknown UUID", "GPU-ffffffff", r"'GPU-ffffffff' names no GPU", also=NO_GPU_LEFT),
     visible("ambiguous prefix", "GPU-0000", r"'GPU-0000' fits 4 GPUs", also=NO_GPU_LEFT),

@@ -68,13 +68,13 @@ def _all(total: int) -> str:
 def _judge_order(
     machine: Machine, visibility: Visibility, environment: GpuEnvironment
 ) -> list[Record]:
-    """Of mixed cards without CUDA's own word the plan may be for the wrong ones."""
+    """Of mixed cards without CUDA's own word the plan may be for the wrong ones. Any value but two,
+    an empty one too, makes CUDA end with error 101 (tried on driver 580)."""
     order = environment.cuda_device_order
-    failed = machine.order_problem is not None
-    if machine.order_problem is not None:
+    if order not in (None, "PCI_BUS_ID", "FASTEST_FIRST"):
+        reason = f"CUDA_DEVICE_ORDER={order} is no value that CUDA knows, and it does not start"
+    elif machine.order_problem is not None:
         reason = order_unknown(machine.order_problem)
-    elif order not in (None, "", "PCI_BUS_ID", "FASTEST_FIRST"):
-        reason = f"CUDA_DEVICE_ORDER={order} is not a value that CUDA knows"
     elif not visibility.certain_order:
         return [Record(name="GPU order", outcome="passed", expected="CUDA's own", measured="known")]
     else:
@@ -82,9 +82,9 @@ def _judge_order(
     return [
         Record(
             name="GPU order",
-            outcome="failed" if failed else "warned",
+            outcome="failed",
             expected="PCI_BUS_ID",
-            measured=order or "not set",
+            measured="not set" if order is None else order,
             reason=reason,
             remedy=BY_BUS,
         )

@@ -2,7 +2,9 @@
 
 The rules: entries up to the first that is not valid; an entry is an index or a unique prefix of a
 GPU's UUID, as the first entry is; repeating a device leaves none. Source: CUDA C++ Programming
-Guide, "CUDA Environment Variables", and PyTorch's reading of it (``torch.cuda``).
+Guide, "CUDA Environment Variables"; what it leaves open was tried on driver 580: blanks may stand
+around an index and not around a UUID, whose case and hyphens do not matter; what follows an index's
+digits or a whole UUID is ignored; an empty entry is not valid.
 
 Imports errors and records.
 """
@@ -21,6 +23,8 @@ from ..records.visibility import GpuEnvironment, Visibility
 _ORDINAL = re.compile(r"[+-]?\d+", re.ASCII)
 _SEPARATORS = "; \t:|/."
 """What people write between indices, beside the comma. CUDA reads a number up to any of them."""
+_ONLY_COMMAS = "CUDA knows only commas between GPUs"
+_UUID_LENGTH = len("GPU-00000000-0000-0000-0000-000000000000")
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 _UNSET = f"unset {_VARIABLE}"
 
@@ -111,9 +115,7 @@ def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
             reading.stop(entry, "names no GPU")
         else:
             if others and not reading.stopped:
-                reading.faults.append(
-                    f"entry {entry!r} is read as {position}: CUDA knows only commas between GPUs"
-                )
+                reading.faults.append(f"entry {entry!r} is read as {position}: {_ONLY_COMMAS}")
             elif match.end() < len(entry.strip()) and not reading.stopped:
                 reading.notes.append(f"entry {entry!r} is read as {position}")
             reading.take(entry, gpus[position].index)
@@ -123,21 +125,26 @@ def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
 
 def _read_uuids(value: str, gpus: Sequence[Gpu]) -> _Reading:
     reading = _Reading()
-    for raw in _entries(value, reading):
-        entry = raw.strip()
+    for entry in _entries(value, reading):
+        named = [_begin_with(part, gpus) for part in re.findall(r"GPU-[\w-]+", entry)]
+        matches = _begin_with(entry[:_UUID_LENGTH], gpus)
+        rest = entry[_UUID_LENGTH:]
         if not entry.startswith("GPU-"):
-            reading.stop(raw, "is not a GPU UUID" if entry else "is empty")
-            continue
-        matches = _begin_with(entry, gpus)
-        if not matches:
-            reading.stop(raw, "names no GPU")
-            for part in re.split(r"[^\w-]+", entry):  # separated by something else than commas
-                found = _begin_with(part, gpus) if part.startswith("GPU-") else []
-                reading.mean(found if len(found) == 1 else ())
+            reading.stop(entry, "is not a GPU UUID" if entry.strip() else "is empty")
+        elif not matches:
+            reading.stop(entry, "names no GPU")
         elif len(matches) > 1:
-            reading.stop(raw, f"fits {len(matches)} GPUs")
+            reading.stop(entry, f"fits {len(matches)} GPUs")
         else:
-            reading.take(raw, matches[0])
+            if rest and not reading.stopped:
+                read = f"entry {entry!r} is read as {entry[:_UUID_LENGTH]}"
+                if "GPU-" in rest:
+                    reading.faults.append(f"{read}: {_ONLY_COMMAS}")
+                else:
+                    reading.notes.append(read)
+            reading.take(entry, matches[0])
+        for found in named:
+            reading.mean(found if len(found) == 1 else ())
     return reading
 
 
@@ -160,7 +167,12 @@ def _others(rest: str, first: int) -> list[int]:
 
 
 def _begin_with(prefix: str, gpus: Sequence[Gpu]) -> list[int]:
-    return [gpu.index for gpu in gpus if gpu.uuid.startswith(prefix)]
+    wanted = _digits(prefix)
+    return [gpu.index for gpu in gpus if wanted and _digits(gpu.uuid).startswith(wanted)]
+
+
+def _digits(uuid: str) -> str:
+    return uuid.removeprefix("GPU-").replace("-", "").lower()
 
 
 def _mend(meant: Sequence[int], gpus: Sequence[Gpu], by_uuid: bool) -> str:

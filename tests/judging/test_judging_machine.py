@@ -144,8 +144,20 @@ def test_mixed_gpus_are_a_warning() -> None:
             ["0", "1", "2", "3"],
             [
                 (
-                    "warned",
-                    "CUDA_DEVICE_ORDER=BUS is not a value that CUDA knows",
+                    "failed",
+                    "CUDA_DEVICE_ORDER=BUS is no value that CUDA knows, and it does not start",
+                    "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+                )
+            ],
+        ),
+        (
+            SEEN,
+            GpuEnvironment(cuda_device_order=""),
+            ["0", "1", "2", "3"],
+            [
+                (
+                    "failed",
+                    "CUDA_DEVICE_ORDER= is no value that CUDA knows, and it does not start",
                     "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
                 )
             ],
@@ -298,6 +310,12 @@ def test_cuda_that_does_not_start() -> None:
     (record,) = judge_driver(FOUR, "2.11.0", "12.8", "Error 802: system not yet initialized")
     assert record.outcome == "failed"
     assert record.remedy.startswith("systemctl start nvidia-fabricmanager")
+    (mask,) = judge_driver(
+        FOUR, "2.11.0", "12.8", "RuntimeError: Error 101: invalid device ordinal"
+    )
+    assert mask.remedy == "unset CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES"
+    (other,) = judge_driver(FOUR, "2.11.0", "12.8", "RuntimeError: Error 999: unknown error")
+    assert other.remedy == "reboot the machine, or rent another"
     (unknown,) = judge_driver(replace(FOUR, cuda=None), "2.11.0", "12.8")
     assert unknown.outcome == "unknown"
 

@@ -106,6 +106,30 @@ GPUS = read_machine({}, FakeNvml([FakeGpu(uuid=uuid) for uuid in UUIDS])).gpus
             "export CUDA_VISIBLE_DEVICES=GPU-bbbb3333,GPU-cccc4444",
         ),
         (
+            "GPU-bbbb, GPU-cccc",
+            (2,),
+            ("entry ' GPU-cccc' is not a GPU UUID: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=GPU-bbbb3333,GPU-cccc4444",
+        ),
+        (
+            " GPU-bbbb",
+            (),
+            ("entry ' GPU-bbbb' is not a GPU index: CUDA stops reading there",),
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "GPU-bbbb ",
+            (),
+            ("entry 'GPU-bbbb ' names no GPU: CUDA stops reading there",),
+            "export CUDA_VISIBLE_DEVICES=GPU-bbbb3333",
+        ),
+        (
+            "GPU-",
+            (),
+            ("entry 'GPU-' names no GPU: CUDA stops reading there",),
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
             "0,,1",
             (0,),
             ("entry '' is empty: CUDA stops reading there",),
@@ -146,6 +170,33 @@ def test_oddities_that_change_nothing_are_notes() -> None:
         odd = read_visibility(value, GPUS)
         assert (odd.visible, odd.faults) == ((1,), ())
         assert odd.notes == (f"entry {value!r} is read as 1",)
+
+
+WHOLE = tuple(f"GPU-{number}bd3eb4c-bd2b-b846-9144-f186db7929af" for number in range(3))
+
+
+@pytest.mark.parametrize(
+    ("value", "visible", "faults", "notes"),
+    [
+        (WHOLE[1].upper(), (1,), 0, 0),
+        ("GPU-2bd3eb4cbd2b", (2,), 0, 0),
+        (f"{WHOLE[1]}x", (1,), 0, 1),
+        (f"{WHOLE[1]};{WHOLE[2]}", (1,), 1, 0),
+        (f"{WHOLE[1]},{WHOLE[1][:9]}", (), 1, 0),
+    ],
+)
+def test_uuids_as_the_driver_reads_them(
+    value: str, visible: tuple[int, ...], faults: int, notes: int
+) -> None:
+    """Each of these was tried on a driver, with one GPU."""
+    gpus = read_machine({}, FakeNvml([FakeGpu(uuid=uuid) for uuid in WHOLE])).gpus
+    found = read_visibility(value, gpus)
+    assert (found.visible, len(found.faults), len(found.notes)) == (visible, faults, notes)
+    if ";" in value:
+        assert found.faults == (
+            f"entry {value!r} is read as {WHOLE[1]}: CUDA knows only commas between GPUs",
+        )
+        assert found.mend == f"export CUDA_VISIBLE_DEVICES={WHOLE[1]},{WHOLE[2]}"
 
 
 @pytest.mark.parametrize(
