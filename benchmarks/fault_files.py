@@ -128,7 +128,7 @@ def pickles(where: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for file in where.glob("*.safetensors"):
         state |= load_file(file)
     no_weights(where)
