@@ -117,6 +117,38 @@ def pointer(where: Path) -> None:
     (where / SHARD).write_text(text)
 
 
+def no_weights(where: Path) -> None:
+    for file in where.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+
+
+def pickles(where: Path) -> None:
+    """The same weights as torch.save writes them."""
+    import torch
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for file in where.glob("*.safetensors"):
+        state |= load_file(file)
+    no_weights(where)
+    torch.save(state, where / "pytorch_model.bin")
+
+
+def hub_cache_without_weights(folder: Path) -> Values:
+    """What ``AutoConfig`` and ``AutoTokenizer`` leave of a preset's model."""
+    from pytest_multigpu.presets import HUB_IDS, PRESETS
+
+    (hub_id,) = HUB_IDS["llama-3.2-1b"]
+    repository = folder / "hub" / f"models--{hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text(json.dumps(dict(PRESETS["llama-3.2-1b"])))
+    return {}
+
+
 def rename_in_index(where: Path) -> None:
     """The index names a file that is not there; all that are there are whole."""
     index = json.loads((where / INDEX).read_text())

@@ -98,6 +98,21 @@ def test_a_probe_without_a_scaler_is_unmeasured(run: Run, weights: str) -> None:
     assert (code, row["outcome"], row["reason"]) == (1, "unknown", NO_SCALER)
 
 
+def test_a_gate_with_such_a_probe_lists_the_check_as_a_skip(
+    run: Run, weights: str, pytester: pytest.Pytester
+) -> None:
+    """In place of strict, as the README has it."""
+    listed = "--gpu-expected-skips=skips"
+    (pytester.path / "skips").write_text("")
+    code, _, result = run(weights, listed)
+    assert code == 1
+    assert "test_activation_size" in result.outlines[-1]
+    nodeid = "pytest_multigpu/checks/test_probe_scoring.py::test_activation_size"
+    (pytester.path / "skips").write_text(f"{nodeid}\n")
+    code, row, _ = run(weights, listed)
+    assert (code, row["outcome"]) == (0, "skipped")
+
+
 def test_the_remedy_as_it_is_printed_makes_the_check_pass(
     run: Run, weights: str, pytester: pytest.Pytester
 ) -> None:
