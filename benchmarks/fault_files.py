@@ -117,6 +117,38 @@ def pointer(where: Path) -> None:
     (where / SHARD).write_text(text)
 
 
+def no_weights(where: Path) -> None:
+    for file in where.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+
+
+def pickles(where: Path) -> None:
+    """The same weights as torch.save writes them."""
+    import torch
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for file in where.glob("*.safetensors"):
+        state |= load_file(file)
+    no_weights(where)
+    torch.save(state, where / "pytorch_model.bin")
+
+
+def hub_cache_without_weights(folder: Path) -> Values:
+    """What ``AutoConfig`` and ``AutoTokenizer`` leave of a preset's model."""
+    from pytest_multigpu.presets import HUB_IDS, PRESETS
+
+    (hub_id,) = HUB_IDS["llama-3.2-1b"]
+    repository = folder / "hub" / f"models--{hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text(json.dumps(dict(PRESETS["llama-3.2-1b"])))
+    return {}
+
+
 def rename_in_index(where: Path) -> None:
     """The index names a file that is not there; all that are there are whole."""
     index = json.loads((where / INDEX).read_text())
@@ -151,7 +183,7 @@ def probe(**changes: Any) -> Callable[[Path], Values]:
     def prepare(folder: Path) -> Values:
         import dataclasses
 
-        from pytest_multigpu.probes.formats.native import save
+        from pytest_multigpu.probes.formats import save_probe
         from pytest_multigpu.probes.synthetic import synthetic_probe
 
         shape = changes.get("hidden", 64), changes.get("num_layers", 6)
@@ -163,10 +195,15 @@ def probe(**changes: Any) -> Callable[[Path], Values]:
             vectors = np.full(shape[0], changes["scaler"])
             fields |= {"mean": (vectors,), "scale": (vectors,)}
         path = folder / "probe.safetensors"
-        save(dataclasses.replace(made, **fields), path)
+        save_probe(dataclasses.replace(made, **fields), path)
         return {"probe": str(path)}
 
     return prepare
+
+
+def with_checkpoint(prepare: Callable[[Path], Values]) -> Callable[[Path], Values]:
+    """Beside a checkpoint: of synthesised weights no size tells where a probe was fitted."""
+    return lambda folder: {**prepare(folder), "checkpoint": str(checkpoint(folder))}
 
 
 def nan_probe(folder: Path) -> Values:

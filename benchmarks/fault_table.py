@@ -13,6 +13,23 @@ from benchmarks.faults import Fault, Plant
 
 GIB = 1 << 30
 H100 = 85_520_809_984
+GAMING = {
+    "name": "NVIDIA GeForce RTX 4090",
+    "total": 25_757_220_864,
+    "capability": [8, 9],
+    "nvlinks": [],
+    "errors": dict.fromkeys(
+        (
+            "nvmlDeviceGetEccMode",
+            "nvmlDeviceGetTotalEccErrors",
+            "nvmlDeviceGetRemappedRows",
+            "nvmlDeviceGetMigMode",
+        ),
+        3,
+    ),
+}
+"""A card without ECC: NVML answers "not supported"."""
+RTX_3090 = {"name": "NVIDIA GeForce RTX 3090", "total": 25_757_220_864, "capability": [8, 6]}
 KILLED = 4_000_000
 """A process id that is no process's."""
 MODEL = "--gpu-tier=cpu"
@@ -141,7 +158,16 @@ MACHINE = [
     ),
     machine("thermal slowdown", r"GPU 2: hardware thermal slowdown", gpu(2, reasons=0x40)),
     machine("power brake", r"GPU 2: hardware power brake", gpu(2, reasons=0x80)),
-    machine("PCIe at x4", r"GPU 1: PCIe link at x4 of x16", gpu(1, pcie=(5, 5, 4, 16))),
+    machine(
+        "PCIe at x4",
+        r"GPU 1: PCIe link at x4 of x16, generation 5 of 5: 13\.5 GB/s from the host, at most 25%",
+        gpu(1, pcie=(5, 5, 4, 16)),
+        ("worker", {"fault": {"kind": "narrow", "gpu": 1, "times": 4}}),
+        also=(
+            r"GPU 1 reaches 13\.5 GB/s, its siblings 54\.0 GB/s: below 40% of them; its PCIe link "
+            r"ran at x4 of x16, generation 5 of 5; its siblings at x16 of x16",
+        ),
+    ),
     machine(
         "NVLinks down",
         r"GPU 3: 16 of 18 NVLinks up; a sibling has 18",
@@ -177,6 +203,21 @@ MACHINE = [
         fast=True,
     ),
     machine(
+        "gaming cards under strict",
+        r"this card has no ECC, so that nobody counts its memory's errors; gate such cards without "
+        r"--gpu-strict: README, Consumer cards",
+        nvml(gpus=2, change={"0": GAMING, "1": GAMING}),
+        args="-m quick --gpu-strict --gpu-tier=4bit --gpu-placement=balanced",
+        also=(r"remapped rows", r"^test_"),
+    ),
+    machine(
+        "mixed cards, CUDA does not tell their order",
+        r"mixed GPUs, which CUDA numbers by speed, and CUDA could not be asked: CUDA error 999: "
+        r"the plan may be for other cards; export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        nvml(change={"0": RTX_3090}, by_speed=[1, 2, 3, 0], driver_order=False),
+        also=(r"CUDA numbers mixed GPUs otherwise than the plan",),
+    ),
+    machine(
         "container promises more",
         r"NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7: 8 GPUs asked for, NVML lists 4",
         env={"NVIDIA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"},
@@ -203,6 +244,15 @@ MACHINE = [
         also=(r"GPU 1 lacks", r"were asked for and \d+ fit"),
         issue=2,
     ),
+    machine(
+        "a desktop's memory beside a model that is too large",
+        r"of weights|would go to the CPU|lacks|refuses",
+        nvml(gpus=1, change={"0": RTX_3090 | {"used": GIB + GIB // 5}}),
+        args="-m quick --gpu-wait=5",
+        also=(r"were asked for and 0 fit", r"nothing is placed", r"the plan puts"),
+        exit=10,
+        limit=60.0,
+    ),
     visible(
         "empty", "", r"CUDA_VISIBLE_DEVICES is empty, which hides all 4 GPUs", also=NO_GPU_LEFT
     ),
@@ -213,6 +263,19 @@ MACHINE = [
         "0,1,0",
         r"entry '0' is repeated: CUDA then sees no GPU at all; export CUDA_VISIBLE_DEVICES=0,1",
         also=NO_GPU_LEFT,
+    ),
+    visible(
+        "with semicolons",
+        "0;1",
+        r"entry '0;1' is read as 0: CUDA knows only commas between GPUs; "
+        r"export CUDA_VISIBLE_DEVICES=0,1",
+        args="-m quick --gpu-tier=4bit",
+    ),
+    machine(
+        "CUDA_DEVICE_ORDER with a typing error",
+        r"CUDA_DEVICE_ORDER=pci_bus_id is no value that CUDA knows, and it does not start; "
+        r"export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        env={"CUDA_DEVICE_ORDER": "pci_bus_id"},
     ),
     visible("out of range", "0,7", r"entry '7' names no GPU", fast=True),
     visible("unknown UUID", "GPU-ffffffff", r"'GPU-ffffffff' names no GPU", also=NO_GPU_LEFT),
@@ -272,7 +335,8 @@ COPIES = [
     ),
     copy(
         "slow sibling",
-        r"GPU 2 reaches .*, its siblings .*: below 80% of them",
+        r"GPU 2 reaches .*, its siblings .*: below 80% of them; it ran at 1980 of 1980 MHz, 40 C, "
+        r"70 W, not slowed; its siblings at 1980 of 1980 MHz, 40 C, 70 W, not slowed",
         fault={"kind": "slow", "gpu": 2, "times": 2},
         also=(r"GPU 2 .*(siblings|same link|datasheet)",),
     ),
@@ -313,7 +377,7 @@ COPIES = [
 CHECKPOINTS = [
     shard(
         "shard missing",
-        r"model-00002-of-00003\.safetensors is missing",
+        r"model-00002-of-00003\.safetensors is missing; copy or download it again(?!; copy)",
         lambda where: (where / files.SHARD).unlink(),
         fast=True,
     ),
@@ -651,9 +715,23 @@ PROBES = [
     probe(
         "probe of another site",
         r"activations at layer 2, site raw, are .* times the size that the probe was fitted on",
-        prepare=files.probe(scaler=1000.0),
-        args="--gpu-probe={probe}",
+        prepare=files.with_checkpoint(files.probe(scaler=1000.0)),
+        args="--gpu-probe={probe} --gpu-model={checkpoint}",
         also=(),
+    ),
+    probe(
+        "probe without a scaler, strict",
+        r"the probe has no scaler, so nothing tells whether its layer and site are right",
+        prepare=files.with_checkpoint(files.probe()),
+        args="--gpu-probe={probe} --gpu-model={checkpoint} --gpu-strict",
+        also=(r"^test_activation_size",),
+    ),
+    probe(
+        "probe of a model without its weights, strict",
+        r"needs the checkpoint; weights were synthesised",
+        prepare=files.probe(scaler=1.8, site="final_norm"),
+        args="--gpu-probe={probe} --gpu-strict",
+        also=(r"^test_activation_size",),
     ),
     probe(
         "NaN in one direction",
@@ -828,7 +906,32 @@ HEALTHY = [
         "cpu tier, quick, strict",
         f"{MODEL} -m quick",
     ),
+    _healthy(
+        "quick, mixed cards, the fastest first",
+        "-m quick",
+        nvml(change={"0": RTX_3090}, by_speed=[1, 2, 3, 0]),
+    ),
+    _healthy(
+        "quick, a desktop's memory on a small card",
+        "-m quick --gpu-model=llama-3.2-1b",
+        nvml(gpus=1, change={"0": RTX_3090 | {"total": 8 * GIB, "used": 2 * GIB + GIB // 5}}),
+    ),
+    _healthy(
+        "quick, half the lanes",
+        "-m quick",
+        nvml(change={"1": {"pcie": [5, 5, 8, 16]}}),
+        ("worker", {"fault": {"kind": "narrow", "gpu": 1, "times": 2}}),
+    ),
+    _healthy(
+        "quick, gaming cards, no skip tolerated",
+        "-m quick --gpu-tier=4bit --gpu-placement=balanced --gpu-expected-skips={folder}/none.txt",
+        nvml(gpus=2, change={"0": GAMING, "1": GAMING}),
+        prepare=files.text(none__txt=""),
+    ),
     _healthy("quick, reordered", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "3,1,0,2"}),
+    _healthy(
+        "quick, a comma at the end", "-m quick", nvml(), env={"CUDA_VISIBLE_DEVICES": "0,1,2,3,"}
+    ),
     _healthy(
         "quick, by UUID prefix",
         "-m quick --gpu-tier=4bit",
@@ -839,6 +942,28 @@ HEALTHY = [
         "cpu tier, a checkpoint",
         f"{MODEL} --gpu-model={{checkpoint}}",
         prepare=files.damaged(lambda where: None),
+    ),
+    _healthy(
+        "cpu tier, a folder with a config alone",
+        f"{MODEL} -m quick --gpu-model={{checkpoint}}",
+        prepare=files.damaged(files.no_weights),
+        fast=True,
+    ),
+    _healthy(
+        "cpu tier, a config file",
+        f"{MODEL} -m quick --gpu-model={{checkpoint}}/config.json",
+        prepare=files.damaged(lambda where: None),
+    ),
+    _healthy(
+        "cpu tier, a checkpoint of pickles",
+        f"{MODEL} --gpu-model={{checkpoint}}",
+        prepare=files.damaged(files.pickles),
+    ),
+    _healthy(
+        "cpu tier, a hub cache with a config alone",
+        f"{MODEL} -m quick --gpu-model=llama-3.2-1b",
+        prepare=files.hub_cache_without_weights,
+        env={"HF_HUB_CACHE": "{folder}/hub"},
     ),
     _healthy("cpu tier, a probe file", f"{MODEL} --gpu-probe={{probe}}", prepare=files.probe()),
 ]

@@ -79,6 +79,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "judging.baseline_file": ("tests/report/test_report_baseline.py",),
     "judging.baseline_rule": ("tests/report/test_report_baseline.py",),
     "judging.drift": ("tests/judging/test_judging_drift.py",),
+    "judging.probe_fit": ("tests/judging/test_judging_probe_fit.py",),
     "judging.plan": ("tests/judging/test_judging_plan.py",),
     "judging.vram": ("tests/judging/test_judging_vram.py", "tests/judging/test_judging_machine.py"),
 }

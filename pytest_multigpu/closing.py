@@ -15,7 +15,7 @@ from .judging.fleet import decide_fleet
 from .judging.skips import ExpectedSkips, judge_skips, parse_expected_skips
 from .judging.verdict import decide
 from .options import Settings
-from .records.report import RunReport
+from .records.report import CheckResult, RunReport
 from .report.baseline import read_baselines, update_baseline
 from .report.drift import DRIFT_FILE, keep_scores, read_drift
 
@@ -62,14 +62,29 @@ def close_run(report: RunReport, settings: Settings, exit_status: int) -> RunRep
         known = read_baselines(settings.baseline)
         report = report.with_check(check_run(report, known, rule, file=str(settings.baseline)))
     verdict = decide(report, exit_status=exit_status, strict=settings.strict)
-    report = replace(report, verdict=verdict)
-    key = key_of(report)
     # Only a READY run is worth being compared with.
-    if settings.baseline is not None and settings.baseline_update and verdict.ready and key:
+    if verdict.ready:
+        try:
+            _keep(report, settings)
+        except UsageError as error:
+            # The folder filled up, say. What was asked for did not happen, and that is said last.
+            unkept = CheckResult(
+                nodeid="keeping what later runs are compared with",
+                outcome="error",
+                reason=str(error),
+                is_check=False,
+            )
+            report = report.with_check(unkept)
+            verdict = decide(report, exit_status=exit_status, strict=settings.strict)
+    return replace(report, verdict=verdict)
+
+
+def _keep(report: RunReport, settings: Settings) -> None:
+    key = key_of(report)
+    if settings.baseline is not None and settings.baseline_update and key:
         update_baseline(settings.baseline, key.text, measurements(report).values())
-    if settings.report_dir is not None and report.scores is not None and verdict.ready:
+    if settings.report_dir is not None and report.scores is not None:
         keep_scores(settings.report_dir / DRIFT_FILE, report.scores)
-    return report
 
 
 def _close_fleet(report: RunReport, settings: Settings, exit_status: int) -> RunReport:

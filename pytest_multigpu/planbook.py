@@ -55,6 +55,18 @@ class PlanBook:
             )
         return resolved
 
+    def fits_on(self, machine: Machine) -> bool:
+        """Would a plan of this model in a tier asked for fit another machine."""
+        other = PlanBook(self.settings, machine, self.environ)
+        other.resolved = self.resolved
+        return any(other.plan(tier).fits for tier in self._tiers)
+
+    @property
+    def _tiers(self) -> tuple[Tier, ...]:
+        """The named tier, or under ``auto`` all of them, the best first."""
+        named = self.settings.named_tier
+        return GPU_TIERS if named is None else (named,)
+
     @property
     def weights(self) -> Literal["synthetic", "checkpoint"]:
         """Where the weights will come from."""
@@ -87,9 +99,7 @@ class PlanBook:
         if self.made is None:
             from .planning.fit import choose_tier
 
-            named = self.settings.named_tier
-            tiers = GPU_TIERS if named is None else (named,)
-            fitting, refused = choose_tier(self.plan, tiers)
+            fitting, refused = choose_tier(self.plan, self._tiers)
             self.made = (
                 self._with_max_memory(fitting) if fitting else self._with_remedies(refused[-1])
             )

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 
+from .judging.visibility import BY_BUS, order_unknown
 from .options import Settings
 from .records.report import RunReport
 from .report.folder import ReportFile
@@ -25,6 +26,8 @@ def print_plan(settings: Settings, *, verbosity: int = 0) -> int:
     rows = session.plans.rentable()
     for line in [*plan_lines(plan, verbosity=verbosity), *rent_lines(rows, plan)]:
         print(line.text)
+    if (problem := session.machine.order_problem) is not None:
+        print(f"\n{order_unknown(problem)}; {BY_BUS}")
     if settings.report_dir is not None:
         report = RunReport(started=time.time(), tier_asked=settings.tier, versions=session.versions)
         ReportFile(settings.report_dir).update(replace(report, **session.facts()))

@@ -132,8 +132,15 @@ class GpuSession:
 
     def look_again(self) -> None:
         """Forget the machine and its plans: the mask changed, or others let go of memory."""
-        for name in ("machine", "plans"):
+        for name in ("machine", "plans", "fits_if_freed"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def fits_if_freed(self) -> bool:
+        """Some plan would fit if nobody else held memory of the GPUs."""
+        if self.plan.fits or not self._held():
+            return self.plan.fits
+        return self.plans.fits_on(self.machine.idle())
 
     def _wait_for_memory(self) -> None:
         """Plan with what is free once others have let go of it, waiting ``--gpu-wait`` at most.
@@ -141,7 +148,7 @@ class GpuSession:
         A game that has just ended still holds its VRAM for a moment.
         """
         deadline = time.monotonic() + self.settings.wait_seconds
-        while self._held() and not self.plan.fits and time.monotonic() < deadline:
+        while not self.plan.fits and self.fits_if_freed and time.monotonic() < deadline:
             time.sleep(0.5)
             self.look_again()
 
@@ -171,6 +178,15 @@ class GpuSession:
         self.worker_report()
         assert self._sampler is not None
         return self._sampler.result()
+
+    def health_during(self, *steps: str) -> dict[int, GpuHealth]:
+        """The same by CUDA index, of the seconds alone in which the worker took those steps."""
+        found = [step for step in self.worker_report().steps if step.name in steps]
+        ended = [step.started + step.seconds for step in found if step.seconds is not None]
+        if not ended or self._sampler is None:
+            return {}
+        rows = self._sampler.between(min(step.started for step in found), max(ended))
+        return {self.machine.visible.index(row.index): row for row in rows}
 
     def load(self) -> LoadedModel:
         """The model of the chosen plan, loaded once; a failure is remembered, not retried.
@@ -229,11 +245,13 @@ class GpuSession:
         :raises MultiGpuError: no model, no probe, or a score that could not be had.
         """
         from .probes.drift import score_texts
-        from .probes.textset import text_set
+        from .probes.textset import MAX_TOKENS, text_set
         from .records.drift import TextScores
 
         loaded = self.load()
-        values, tokens = score_texts(loaded.model, loaded.tokenizer, self.probe)
+        # No forward is larger than those that the plan has room for.
+        room = min(MAX_TOKENS, self.settings.context * self.settings.batch)
+        values, tokens = score_texts(loaded.model, loaded.tokenizer, self.probe, max_tokens=room)
         architecture = loaded.architecture
         self.scores = TextScores(
             model=architecture.model,

@@ -85,7 +85,7 @@ def test_a_named_pipe_in_a_folder_is_one_problem(tmp_path: Path, name: str) -> N
         with pytest.raises(MultiGpuError, match="holds neither"):
             load_probe(tmp_path)
     else:
-        assert f"{tmp_path / name} cannot be read ({PIPE}); copy or download it again" in problems
+        assert f"{tmp_path / name} cannot be read ({PIPE})" in problems
 
 
 def test_a_named_pipe_among_the_shards(tmp_path: Path) -> None:
@@ -93,15 +93,14 @@ def test_a_named_pipe_among_the_shards(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "one.safetensors"}}')
     os.mkfifo(tmp_path / "one.safetensors")
-    again = "copy or download it again"
     assert check_checkpoint(tmp_path).problems == (
-        f"{tmp_path / 'one.safetensors'} cannot be read ({PIPE}); {again}",
+        f"{tmp_path / 'one.safetensors'} cannot be read ({PIPE})",
     )
     with pytest.raises(MultiGpuError, match=r"1 of 1 shards missing, first one\.safetensors"):
         checkpoint_files(tmp_path)
     index.unlink()
     os.mkfifo(index)
-    assert check_checkpoint(tmp_path).problems == (f"{index} cannot be read ({PIPE}); {again}",)
+    assert check_checkpoint(tmp_path).problems == (f"{index} cannot be read ({PIPE})",)
     os.mkfifo(tmp_path / "pytorch_model.bin")
     with pytest.raises(MultiGpuError) as error:
         fingerprint(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from pytest_multigpu.judging import arithmetic, interconnect, worker
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.worker import WorkerReport
+from pytest_multigpu.session import GpuSession
 
 pytestmark = [pytest.mark.quick, pytest.mark.check(needs="gpu")]
 
@@ -36,10 +37,11 @@ def test_arithmetic(gpu_worker: WorkerReport) -> list[Record]:
     return arithmetic.products(gpu_worker)
 
 
-def test_speed_under_load(gpu_worker: WorkerReport) -> list[Record]:
+def test_speed_under_load(gpu_worker: WorkerReport, gpu_session: GpuSession) -> list[Record]:
     """No GPU computes or copies slower than its siblings or far below its datasheet."""
+    readings = gpu_session.health_during(*arithmetic.SPEED_STEPS)
     return (
-        arithmetic.product_speeds(gpu_worker)
-        + arithmetic.memory_bandwidths(gpu_worker)
-        + arithmetic.host_bandwidths(gpu_worker)
+        arithmetic.product_speeds(gpu_worker, readings)
+        + arithmetic.memory_bandwidths(gpu_worker, readings)
+        + arithmetic.host_bandwidths(gpu_worker, readings)
     )

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_multigpu.errors import MultiGpuError, ScoringError
 from pytest_multigpu.judging import probe as judge
+from pytest_multigpu.judging import probe_fit
 from pytest_multigpu.judging.drift import judge_drift
 from pytest_multigpu.probes import observe
 from pytest_multigpu.probes.alone import Alone
+from pytest_multigpu.probes.capture import anatomy
 from pytest_multigpu.probes.drift import drift_between
 from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import Observed
@@ -23,16 +26,33 @@ from pytest_multigpu.records.check import Record
 
 if TYPE_CHECKING:
     from pytest_multigpu.model.generation import Generated
+    from pytest_multigpu.options import Settings
     from pytest_multigpu.probes.witness import Witness
     from pytest_multigpu.session import GpuSession
 
 pytestmark = pytest.mark.check(needs="model")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def readable(gpu_model: Any) -> None:
+    """Of a model that the scorer can't read one sentence says so, in place of tracebacks."""
+    unread = ""
+    try:
+        anatomy(gpu_model.model)
+    except ScoringError as error:
+        unread = str(error)
+    if unread:  # not while the error is handled: pytest would print both
+        pytest.fail(unread, pytrace=False)
+
+
 @pytest.fixture(scope="module")
-def observed(gpu_model: Any) -> Observed:
+def observed(gpu_model: Any, gpu_session: GpuSession) -> Observed:
     """One full forward with a hook on every layer, on short text."""
-    return observe.observe(gpu_model.model, gpu_model.tokenizer)
+    try:
+        rule = gpu_session.probe.mask
+    except MultiGpuError:
+        rule = None  # a probe that can't be had is for its own checks to say
+    return observe.observe(gpu_model.model, gpu_model.tokenizer, rule)
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +70,25 @@ def shift_limits(gpu_model: Any) -> tuple[float, float]:
 def test_probe_fits_model(gpu_model: Any, gpu_probe: Probe) -> list[Record]:
     """Hidden size, layers and model id."""
     name = gpu_model.architecture.model
-    return judge.judge_fit(fit.fit_of(gpu_probe, gpu_model.model, name))
+    return probe_fit.judge_fit(fit.fit_of(gpu_probe, gpu_model.model, name))
 
 
 def test_activation_size(
-    gpu_model: Any, gpu_probe: Probe, observed: Observed, alone: Alone
+    gpu_model: Any, gpu_probe: Probe, gpu_settings: Settings, observed: Observed, alone: Alone
 ) -> Record:
     """Activations are as large as the probe's scaler saw them: right site, layer and model."""
+    synthesised = gpu_model.load.weights == "synthetic"
     from_scaler = gpu_probe.scale is not None
-    probe = gpu_probe
-    if not from_scaler:
-        probe = fit.with_scaler(alone)
-    readings = fit.read_sizes(gpu_model.model, probe, observed)
-    return judge.judge_size(readings, from_scaler=from_scaler)
+    if gpu_probe.format == "synthetic":
+        # Fitted nowhere: every place is its own, and the size is that of other texts.
+        readings = fit.read_sizes(gpu_model.model, fit.with_scaler(alone), observed)
+        return probe_fit.judge_size(readings, from_scaler=False)
+    if synthesised and gpu_settings.weights == "synthetic":
+        pytest.skip("needs the checkpoint; --gpu-weights=synthetic was given")
+    if synthesised or not from_scaler:
+        return probe_fit.unmeasured_size(synthesised=synthesised)
+    readings = fit.read_sizes(gpu_model.model, gpu_probe, observed)
+    return probe_fit.judge_size(readings, source=gpu_probe.source)
 
 
 def test_activations(observed: Observed) -> list[Record]:

@@ -6,7 +6,7 @@ Pure: records in, records out. Limits are in ``thresholds``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from ..cards import memory_gb_per_s
@@ -19,9 +19,13 @@ from .thresholds import (
     SLOW_HOST_SIBLING,
     SLOW_SIBLING,
 )
+from .throttling import Readings, how_it_is_linked, how_it_ran
 from .worker import not_measured
 
 ARITHMETIC_REMEDY = "rent another machine: this GPU computes wrong numbers"
+SPEED_STEPS = ("load", "memory speed", "host speed")
+"""The worker's steps in which speeds are measured, one right after the other."""
+_UNREAD: Readings = {}
 SLOW_REMEDY = (
     "look at clocks and throttle reasons with `nvidia-smi -q -d PERFORMANCE,CLOCK -i N` under "
     "load, or rent another machine"
@@ -99,8 +103,11 @@ def siblings_of(report: WorkerReport, gpu: int) -> list[int]:
     ]
 
 
-def memory_bandwidths(report: WorkerReport) -> list[Record]:
-    """Copy within each GPU, against siblings and datasheet."""
+def memory_bandwidths(report: WorkerReport, readings: Readings = _UNREAD) -> list[Record]:
+    """Copy within each GPU, against siblings and datasheet.
+
+    :param readings: read while the speeds were measured, as for the others here.
+    """
     name = "memory bandwidth"
     found = {
         speed.gpu: speed.memory_gb_per_s
@@ -124,25 +131,35 @@ def memory_bandwidths(report: WorkerReport) -> list[Record]:
                 floor=floor,
                 floor_name=what,
                 remedy=SLOW_REMEDY,
+                readings=readings,
             )
         )
     return records + _rest(report, name, found, "memory speed")
 
 
-def product_speeds(report: WorkerReport) -> list[Record]:
+def product_speeds(report: WorkerReport, readings: Readings = _UNREAD) -> list[Record]:
     """bf16 products under load, all GPUs at once, against siblings."""
     name = "bf16 speed under load"
     found = {
         speed.gpu: speed.tflop_per_s for speed in report.speeds if speed.tflop_per_s is not None
     }
     records = [
-        _speed(report, name, gpu, found, unit="TFLOP/s", share=SLOW_SIBLING, remedy=SLOW_REMEDY)
+        _speed(
+            report,
+            name,
+            gpu,
+            found,
+            unit="TFLOP/s",
+            share=SLOW_SIBLING,
+            remedy=SLOW_REMEDY,
+            readings=readings,
+        )
         for gpu in found
     ]
     return records + _rest(report, name, found, "load")
 
 
-def host_bandwidths(report: WorkerReport) -> list[Record]:
+def host_bandwidths(report: WorkerReport, readings: Readings = _UNREAD) -> list[Record]:
     """Pinned host memory to each GPU, against siblings and a floor."""
     name = "host to GPU bandwidth"
     found = {
@@ -159,10 +176,18 @@ def host_bandwidths(report: WorkerReport) -> list[Record]:
             floor=LEAST_HOST_GB_PER_S,
             floor_name="any sound PCIe link",
             remedy=HOST_REMEDY,
+            readings=readings,
+            why=how_it_is_linked,
         )
         for gpu in found
     ]
     return records + _rest(report, name, found, "host speed")
+
+
+def slow_from_host(report: WorkerReport) -> list[int]:
+    """CUDA indices of the GPUs whose bandwidth from the host fails."""
+    failed = {one.device for one in host_bandwidths(report) if one.outcome == "failed"}
+    return [upload.gpu for upload in report.uploads if f"GPU {upload.gpu}" in failed]
 
 
 def _rest(report: WorkerReport, name: str, found: Mapping[int, float], step: str) -> list[Record]:
@@ -180,13 +205,18 @@ def _speed(
     unit: str,
     share: float,
     remedy: str,
+    readings: Readings,
+    why: Callable[[int, Sequence[int], Readings], str] = how_it_ran,
     floor: float = 0.0,
     floor_name: str = "",
 ) -> Record:
-    """``floor`` in ``unit`` and what it is a share of; 0 for none."""
+    """``floor`` in ``unit`` and what it is a share of; 0 for none.
+
+    :param why: says of a slow GPU how NVML saw it beside its siblings.
+    """
     speed = found[gpu]
-    others = [found[other] for other in siblings_of(report, gpu) if other in found and other != gpu]
-    typical = median(others) if others else 0.0
+    siblings = [other for other in siblings_of(report, gpu) if other in found and other != gpu]
+    typical = median(found[other] for other in siblings) if siblings else 0.0
     limit = max(share * typical, floor)
     reason = ""
     if typical and speed < share * typical:
@@ -196,6 +226,8 @@ def _speed(
         )
     elif speed < floor:
         reason = f"GPU {gpu} reaches {speed:.1f} {unit}, too little for {floor_name}"
+    if reason:
+        reason += f"; {why(gpu, siblings, readings)}"
     return Record(
         name=name,
         outcome="failed" if reason else "passed",

@@ -91,6 +91,8 @@ def _install_torch(driver_cuda: str | None) -> str:
 def _start_cuda(problem: str) -> str:
     if "802" in problem or "not yet initialized" in problem:
         return "systemctl start nvidia-fabricmanager; in a container ask the host, or rent another"
+    if "Error 101" in problem or "invalid device ordinal" in problem:
+        return "unset CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES"  # a repeated GPU, an unknown order
     return "reboot the machine, or rent another"
 
 

@@ -1,24 +1,20 @@
 """Judging GPU health. Pure: readings in, records out; GPUs that agree share a record.
 
-What NVML does not know is ``unknown``, never passed. Imports records.
+What NVML does not know is ``unknown``, never passed. Imports records and
+:mod:`.throttling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..records.check import Outcome, Record, Value
 from ..records.health import GpuHealth
+from .throttling import HARDWARE, SW_THERMAL, conditions
 
-# Bits of nvmlClocksEventReasons (nvml.h). The power cap (0x4) is normal under load.
-HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
-_HARDWARE = {
-    HW_THERMAL: "hardware thermal slowdown",
-    HW_POWER_BRAKE: "hardware power brake",
-    HW_SLOWDOWN: "hardware slowdown",
-}
 _RENT = "rent another machine"
+_NOT_MEASURED: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +28,17 @@ class _Finding:
 
 
 def judge_health(
-    rows: Sequence[GpuHealth], labels: Mapping[int, str] | None = None
+    rows: Sequence[GpuHealth],
+    labels: Mapping[int, str] | None = None,
+    *,
+    host_gb_per_s: Mapping[int, float] = _NOT_MEASURED,
+    too_slow: Collection[int] = (),
 ) -> list[Record]:
     """ECC, remapped rows, throttling, PCIe, NVLink and MIG of every GPU.
 
     :param labels: NVML index to ``GPU 2``; by NVML index unless given.
+    :param host_gb_per_s: NVML index to what was measured from the host to that GPU.
+    :param too_slow: NVML indices of GPUs for which that fails its own check.
     """
     names = labels or {}
     records = [
@@ -53,11 +55,15 @@ def judge_health(
         if row.problem is not None
     ]
     asked = [row for row in rows if row.problem is None]
+
+    def pcie(row: GpuHealth) -> _Finding:
+        return _pcie(row, host_gb_per_s.get(row.index), failed=row.index in too_slow)
+
     questions: tuple[tuple[str, Value, Callable[[GpuHealth], _Finding]], ...] = (
         ("ECC errors", "none uncorrected", _ecc),
         ("remapped rows", "none pending, none failed", _remap),
         ("throttling under load", "none", _throttle),
-        ("PCIe link under load", "its full width and generation", lambda r: _pcie(r, asked)),
+        ("PCIe link under load", "its full width and generation", pcie),
         ("NVLinks", "none down", lambda row: _nvlink(row, asked)),
         ("MIG", "off", _mig),
     )
@@ -94,7 +100,7 @@ def _unknown(what: str, command: str) -> _Finding:
 
 def _ecc(row: GpuHealth) -> _Finding:
     if row.ecc_volatile is None and row.ecc_aggregate is None:
-        return _unknown("ECC errors", "-q -d ECC")
+        return _uncounted(row)
     measured = f"{_count(row.ecc_volatile)} since boot, {_count(row.ecc_aggregate)} in all"
     if row.ecc_volatile:
         errors = "error" if row.ecc_volatile == 1 else "errors"
@@ -114,6 +120,22 @@ def _ecc(row: GpuHealth) -> _Finding:
     if row.ecc_volatile is None:
         return _unknown("ECC errors since boot", "-q -d ECC")
     return _Finding(outcome="passed", measured=measured)
+
+
+def _uncounted(row: GpuHealth) -> _Finding:
+    if row.ecc == "none":
+        return _Finding(
+            outcome="unknown",
+            text="this card has no ECC, so that nobody counts its memory's errors",
+            remedy="gate such cards without --gpu-strict: README, Consumer cards",
+        )
+    if row.ecc == "off":
+        return _Finding(
+            outcome="unknown",
+            text="ECC is off, so that nobody counts its memory's errors",
+            remedy=f"sudo nvidia-smi -i {row.index} -e 1, then reboot",
+        )
+    return _unknown("ECC errors", "-q -d ECC")
 
 
 def _count(number: int | None) -> str:
@@ -143,19 +165,19 @@ def _remap(row: GpuHealth) -> _Finding:
 def _throttle(row: GpuHealth) -> _Finding:
     if row.throttle is None:
         return _unknown("why its clocks are lowered", "-q -d PERFORMANCE")
-    for bit, what in _HARDWARE.items():
+    for bit, what in HARDWARE.items():
         if row.throttle & bit:
             return _Finding(
                 outcome="failed",
                 measured=what,
-                text=f"{what}{_conditions(row)}",
+                text=f"{what}{conditions(row)}",
                 remedy=f"check power and cooling, or {_RENT}",
             )
     if row.throttle & SW_THERMAL:
         return _Finding(
             outcome="warned",
             measured="thermal slowdown by the driver",
-            text=f"the driver lowers the clocks for heat{_conditions(row)}",
+            text=f"the driver lowers the clocks for heat{conditions(row)}",
             remedy=f"check cooling, or {_RENT}",
         )
     if not row.busy_samples:
@@ -178,18 +200,9 @@ def throttled(rows: Sequence[GpuHealth], labels: Mapping[int, str]) -> list[str]
     ]
 
 
-def _conditions(row: GpuHealth) -> str:
-    parts = []
-    if row.sm_mhz is not None and row.sm_max_mhz is not None:
-        parts.append(f"{row.sm_mhz} of {row.sm_max_mhz} MHz")
-    if row.temperature_c is not None:
-        parts.append(f"{row.temperature_c} C")
-    if row.power_w is not None:
-        parts.append(f"{row.power_w:.0f} W")
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _pcie(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
+def _pcie(row: GpuHealth, gb_per_s: float | None, *, failed: bool) -> _Finding:
+    """Fewer lanes or an older generation than the card could have is a warning with its price; it
+    fails where the bandwidth from the host, as it was measured, fails too."""
     width, generation = row.pcie_width, row.pcie_generation
     width_max, generation_max = row.pcie_width_max, row.pcie_generation_max
     if width is None or width_max is None or generation is None or generation_max is None:
@@ -204,26 +217,23 @@ def _pcie(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
             text="it was idle whenever it was read, and an idle link may slow down",
             remedy="run the interconnect check, which loads the GPUs",
         )
-    widest = max((s.pcie_width or 0) for s in siblings if s.name == row.name)
-    text = f"PCIe link at x{width} of x{width_max}, generation {generation} of {generation_max}"
-    if width < width_max and width < widest:
-        return _Finding(
-            outcome="failed",
-            measured=measured,
-            text=f"{text}; a sibling has x{widest}",
-            remedy=f"reseat the card, or {_RENT}",
-        )
+    # A generation doubles what a lane carries.
+    share = min(1.0, width / width_max) * min(1.0, 2.0 ** (generation - generation_max))
+    speed = "" if gb_per_s is None else f"{gb_per_s:.1f} GB/s from the host, "
     return _Finding(
-        outcome="warned",
+        outcome="failed" if failed else "warned",
         measured=measured,
-        text=f"{text}: loading is slower than it could be",
-        remedy=_RENT,
+        text=f"PCIe link at {measured}: {speed}at most {share:.0%} of what the card could have",
+        remedy=f"reseat the card if its slot has x{width_max}, or {_RENT}"
+        if width < width_max
+        else _RENT,
     )
 
 
 def _nvlink(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
     """A link that is down while siblings have it up is a fault. No link up at all is a card
-    without a bridge, or one that was rented alone: nothing is down that was ever up."""
+    without a bridge, or one that was rented alone: nothing is down that was ever up; beside
+    siblings with links it is worth a word, since copies to it go over PCIe."""
     if row.nvlinks_active is None or row.nvlinks_inactive is None:
         return _unknown("NVLink", "nvlink -s")
     active, total = row.nvlinks_active, row.nvlinks_active + row.nvlinks_inactive
@@ -231,6 +241,15 @@ def _nvlink(row: GpuHealth, siblings: Sequence[GpuHealth]) -> _Finding:
         return _Finding(outcome="passed", measured="no NVLink on this card")
     measured = f"{active} of {total} up"
     most = max((s.nvlinks_active or 0) for s in siblings if s.name == row.name)
+    if not active and most:
+        return _Finding(
+            outcome="warned",
+            measured=measured,
+            text=f"none of {total} NVLinks up; a sibling has {most}: a card without a bridge, "
+            "whose copies go over PCIe",
+            remedy=f"nvidia-smi nvlink -s -i {row.index}; a bridge between the cards that share a "
+            "model, or reset the GPU if it has one",
+        )
     if active < most:
         return _Finding(
             outcome="failed",

@@ -1,12 +1,13 @@
 """Judging the host: checkpoint, disk, read speed, memory. Pure: readings in, records out.
 
-Imports records and units.
+Imports errors, records and units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import one_line
 from ..records.check import Record
 from ..records.host import CheckpointReport, DiskSpace, HostMemory, ReadSpeed
 from ..units import GIB, MIB, gib, human_size
@@ -23,32 +24,53 @@ SMALL_SHM = 64 * MIB
 
 
 def judge_checkpoint(report: CheckpointReport) -> list[Record]:
-    """One record, or one for each problem."""
+    """One record, or one for each problem.
+
+    A folder without weights is a warning: they are synthesised, unless ``--gpu-weights=checkpoint``
+    demands them, which ends the run before it starts.
+    """
     name = "checkpoint"
-    if report.complete:
-        shards = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
+    shards = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
+    size = f"{shards}, {human_size(report.total_bytes)}"
+    where = one_line(report.path)
+    if report.problems:
         return [
             Record(
                 name=name,
-                outcome="passed",
+                outcome="failed",
                 expected="complete",
-                measured=f"{shards}, {human_size(report.total_bytes)}",
+                measured="damaged or incomplete",
+                reason=problem,
+                remedy=report.fetch,
+            )
+            for problem in report.problems
+        ]
+    if not report.found:
+        return [
+            Record(
+                name=name,
+                outcome="warned",
+                expected="complete",
+                measured="no weights",
+                reason=f"{where} holds no weights: they are synthesised",
+                remedy=report.fetch,
             )
         ]
-    return [_damaged(name, problem) for problem in report.problems]
-
-
-def _damaged(name: str, problem: str) -> Record:
-    """The problem's own remedy follows its last semicolon."""
-    _, separator, remedy = problem.rpartition("; ")
-    return Record(
-        name=name,
-        outcome="failed",
-        expected="complete",
-        measured="damaged or incomplete",
-        reason=problem,
-        remedy=remedy if separator else "copy or download it again",
-    )
+    if report.pickled:
+        return [
+            Record(
+                name=name,
+                outcome="warned",
+                expected="safetensors",
+                measured=size,
+                reason=(
+                    f"{where} has its weights as pickles, not as safetensors: transformers' "
+                    "own loader reads them, several times slower, and their tensors are not checked"
+                ),
+                remedy="load it once and save_pretrained() it, which writes safetensors",
+            )
+        ]
+    return [Record(name=name, outcome="passed", expected="complete", measured=size)]
 
 
 def judge_disk(disk: DiskSpace, need_bytes: int, *, required: bool) -> Record:

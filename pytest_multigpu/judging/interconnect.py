@@ -32,9 +32,7 @@ def difference(differing_bytes: int, total: int, kind: Difference, first: int | 
 def uploads(report: WorkerReport) -> list[Record]:
     """Bytes that came from the host; every later comparison rests on them."""
     name = "copies from the host"
-    if not report.uploads:
-        return not_measured(report, name, "equal bytes", "devices", "uploads")
-    return [
+    records = [
         Record(
             name=name,
             outcome="passed" if upload.equal else "failed",
@@ -48,6 +46,9 @@ def uploads(report: WorkerReport) -> list[Record]:
         )
         for upload in report.uploads
     ]
+    if len(records) < len(report.devices) or not records:
+        records += not_measured(report, name, "equal bytes", "devices", "uploads")
+    return records
 
 
 def copies(report: WorkerReport) -> list[Record]:
@@ -76,7 +77,7 @@ def chains(report: WorkerReport) -> list[Record]:
     step = report.step("chains")
     if report.failed_step == "chains":
         records.append(_stopped(name, report))
-    elif step is None or step.seconds is None or not records:
+    elif step is None or step.seconds is None or not records or _left_out(report):
         records += not_measured(report, name, "equal bytes", "devices", "chains")
     return records
 
@@ -109,6 +110,11 @@ def slow_hops(report: WorkerReport, path: Sequence[int]) -> list[str]:
     """
     slow = {record.device for record in pair_bandwidths(report) if record.outcome == "failed"}
     return [hop for pair in pairwise(path) if (hop := gpu_path(pair)) in slow]
+
+
+def _left_out(report: WorkerReport) -> bool:
+    """A GPU had no room for the copies: the chains went around it."""
+    return any(entry.step == "devices" for entry in report.unmeasured)
 
 
 def _single(report: WorkerReport, name: str) -> list[Record]:

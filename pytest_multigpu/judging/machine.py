@@ -9,6 +9,7 @@ from ..records.check import Record
 from ..records.machine import Gpu, Machine
 
 GPU_FLAGS = "docker run --gpus all"
+REBOOT = "reboot the machine, or rent another"
 
 
 def label(gpu: Gpu) -> str:
@@ -55,7 +56,7 @@ def judge_gpus(machine: Machine) -> list[Record]:
             measured="not readable",
             device=label(gpu),
             reason=gpu.problem,
-            remedy="reboot the machine, or rent another",
+            remedy=gpu.remedy or REBOOT,
         )
         for gpu in machine.gpus
         if gpu.problem is not None

@@ -1,9 +1,9 @@
-"""Readings of a probe on a model against what must hold. Pure: imports records only."""
+"""Readings of a probe's scores against what must hold; whether it belongs to the model is
+:mod:`.probe_fit`'s. Pure: imports records and that module."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from ..records.check import Outcome, Record
@@ -13,18 +13,16 @@ from ..records.probe import (
     HookReading,
     LayerReading,
     PlantReading,
-    ProbeFit,
     ShiftReading,
-    SizeReading,
     SpanReading,
 )
+from .probe_fit import COPIES
 
-RATIO_LOW, RATIO_HIGH = 0.5, 2.0
 MAX_RELATIVE_ERROR = 1e-5
 PLANT_TOLERANCE = 0.02
 MIN_COSINE = 0.99
+EQUAL = "equal bits"
 _LIMITS = {"float32": (1e-3, 1e-2), "16bit": (0.1, 0.5), "4bit": (0.15, 0.75), "8bit": (0.25, 1.0)}
-_OWN_PROBE = "--gpu-probe=FILE with a probe of this model"
 
 
 def shift_limits(dtype: str, tier: str) -> tuple[float, float]:
@@ -41,65 +39,6 @@ def people(device: str) -> str:
     return f"GPU {device[5:]}" if device.startswith("cuda:") else device.upper()
 
 
-def judge_fit(fit: ProbeFit) -> list[Record]:
-    """Hidden size, layers and model id."""
-    return [_hidden(fit), _layers(fit), *_model_id(fit)]
-
-
-def _hidden(fit: ProbeFit) -> Record:
-    good = fit.probe_hidden == fit.model_hidden
-    return Record(
-        name="probe hidden size",
-        outcome="passed" if good else "failed",
-        expected=fit.model_hidden,
-        measured=fit.probe_hidden,
-        reason="" if good else "the probe was fitted on a model of another hidden size",
-        remedy="" if good else _OWN_PROBE,
-    )
-
-
-def _layers(fit: ProbeFit) -> Record:
-    outside = [layer for layer in fit.probe_layers if not 0 <= layer <= fit.model_layers]
-    text = ", ".join(map(str, outside))
-    return Record(
-        name="probe layers",
-        outcome="failed" if outside else "passed",
-        expected=f"hidden_states 0 to {fit.model_layers}",
-        measured=", ".join(map(str, fit.probe_layers)),
-        reason=f"layer {text} is out of range for {fit.model_layers} layers" if outside else "",
-        remedy=_OWN_PROBE if outside else "",
-    )
-
-
-def _model_id(fit: ProbeFit) -> list[Record]:
-    if fit.probe_model is None:
-        return []
-    outcome: Outcome
-    wanted, found = _normal(fit.probe_model), _normal(fit.model)
-    if wanted in found or found in wanted:
-        outcome, reason = "passed", ""
-    elif fit.model.startswith((".", "/", "~")) or fit.model.count("/") > 1:
-        outcome, reason = "warned", "the model is a folder, whose name does not tell which it is"
-    else:
-        outcome, reason = "failed", "the probe was fitted on another model"
-    return [
-        Record(
-            name="probe model",
-            outcome=outcome,
-            expected=fit.probe_model,
-            measured=fit.model,
-            reason=reason,
-            remedy=_OWN_PROBE if reason else "",
-        )
-    ]
-
-
-def _normal(name: str) -> str:
-    """A model's bare name: no owner, punctuation, ``meta`` or ``instruct``."""
-    last = name if name.count("/") > 1 else name.rsplit("/", 1)[-1]
-    return re.sub(r"[^a-z0-9/]", "", last.lower().replace("instruct", "").replace("meta-", ""))
-
-
 def judge_hook(reading: HookReading) -> Record:
     """The scorer reads ``hidden_states[layer]`` bit for bit, and not a neighbour's."""
     where = f"hidden_states[{reading.layer}]"
@@ -114,7 +53,7 @@ def judge_hook(reading: HookReading) -> Record:
         name=f"hook at layer {reading.layer}",
         outcome="failed" if reason else "passed",
         expected="equal bits, unlike its neighbours",
-        measured=f"{reading.differing} values differ" if reading.differing else "equal bits",
+        measured=f"{reading.differing} values differ" if reading.differing else EQUAL,
         device=people(reading.device),
         reason=reason,
         remedy=remedy,
@@ -206,55 +145,27 @@ def judge_layers(readings: Sequence[LayerReading]) -> Record:
         measured=f"{len(readings) - len(bad)} of {len(readings)} layers",
         device=device,
         reason=reason or ("" if readings else "no layer was read"),
-        remedy="pytest -m quick, for the copies between GPUs" if bad else "",
+        remedy=COPIES if bad else "",
     )
 
 
 def judge_boundary(reading: BoundaryReading) -> Record:
     """What a GPU gets is what the one before it sent."""
-    path = f"{people(reading.source)} -> {people(reading.target)}"
+    outcome: Outcome = "failed" if reading.differing else "passed"
+    measured: str | None = f"{reading.differing} values differ" if reading.differing else EQUAL
+    reason = f"hidden_states[{reading.layer}] changes on its way" if reading.differing else ""
+    if reading.differing is None:
+        outcome, measured = "unknown", None
+        reason = (
+            f"what the block after hidden_states[{reading.layer}] was given can't be seen in this "
+            "architecture"
+        )
     return Record(
         name="activations between GPUs",
-        outcome="failed" if reading.differing else "passed",
-        expected="equal bits",
-        measured=f"{reading.differing} values differ" if reading.differing else "equal bits",
-        device=path,
-        reason=f"hidden_states[{reading.layer}] changes on its way" if reading.differing else "",
-        remedy="pytest -m quick, for the copies between GPUs" if reading.differing else "",
-    )
-
-
-def judge_size(readings: Sequence[SizeReading], *, from_scaler: bool = True) -> Record:
-    """Activations are as large as the probe's scaler saw them; if not, where they would be.
-
-    :param from_scaler: False where the probe has none and the size is that of other texts.
-    """
-    own = [reading for reading in readings if reading.is_probe]
-    fitting = sorted(
-        (r for r in readings if RATIO_LOW <= r.ratio <= RATIO_HIGH and not r.is_probe),
-        key=lambda r: abs(math.log(r.ratio)),
-    )
-    wrong = [r for r in own if not RATIO_LOW <= r.ratio <= RATIO_HIGH]
-    reason = remedy = ""
-    if wrong:
-        first = wrong[0]
-        reason = (
-            f"activations at layer {first.layer}, site {first.site}, are {first.ratio:.3g} times "
-            f"the size {'that the probe was fitted on' if from_scaler else 'on other texts'}"
-        )
-        if fitting:
-            best = fitting[0]
-            reason += f"; layer {best.layer}, site {best.site}, would fit ({best.ratio:.3g})"
-            remedy = f"set layer {best.layer} and site {best.site} in the probe's JSON"
-        else:
-            reason += "; no neighbouring layer or site would fit"
-            remedy = _OWN_PROBE
-    return Record(
-        name="activation size" if from_scaler else "activation size, against other texts",
-        outcome="failed" if wrong else "passed" if own else "unknown",
-        expected=f"{RATIO_LOW:g} to {RATIO_HIGH:g}",
-        measured=own[0].ratio if own else None,
-        unit="times",
-        reason=reason or ("" if own else "the probe's own layer was not read"),
-        remedy=remedy,
+        outcome=outcome,
+        expected=EQUAL,
+        measured=measured,
+        device=f"{people(reading.source)} -> {people(reading.target)}",
+        reason=reason,
+        remedy=COPIES if reason else "",
     )

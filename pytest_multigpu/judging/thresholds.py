@@ -9,8 +9,9 @@ from typing import Final
 
 SLOW_SIBLING: Final = 0.8
 """Memory and product speed: below this share of the siblings' median a GPU fails."""
-SLOW_HOST_SIBLING: Final = 0.5
-"""Host to GPU: GPUs on the far socket are honestly slower."""
+SLOW_HOST_SIBLING: Final = 0.4
+"""Host to GPU: GPUs on the far socket are honestly slower, and half the lanes give half of it,
+which the PCIe link's own record warns of. A quarter of the lanes fails."""
 SLOW_PAIR_SIBLING: Final = 0.5
 """Pair bandwidth: below this share of the median of pairs with the same link."""
 LEAST_OF_DATASHEET: Final = 0.6

@@ -12,23 +12,8 @@ from ..records.machine import Machine
 from ..records.visibility import GpuEnvironment, Visibility
 from .machine import GPU_FLAGS, label
 
-
-def judge_visibility(
-    machine: Machine,
-    visibility: Visibility,
-    environment: GpuEnvironment,
-    cuda_uuids: Sequence[str] | None = None,
-    cuda_problem: str | None = None,
-) -> list[Record]:
-    """Do NVML, the environment and CUDA agree on which GPUs there are.
-
-    :param cuda_uuids: UUIDs in CUDA's own order; None if CUDA could not be asked.
-    :param cuda_problem: why not.
-    """
-    return [
-        *judge_environment(machine, visibility, environment),
-        *judge_cuda(machine, visibility, environment, cuda_uuids, cuda_problem),
-    ]
+BY_BUS = "export CUDA_DEVICE_ORDER=PCI_BUS_ID"
+"""CUDA, torch's own reading of NVML and nvidia-smi then number the GPUs alike."""
 
 
 def judge_environment(
@@ -36,20 +21,12 @@ def judge_environment(
 ) -> list[Record]:
     """What variables make of the GPUs that NVML lists; CUDA need not be asked."""
     records = _judge_container(machine, environment)
-    return [_judge_variable(machine, visibility), *records] if machine.gpus else records
-
-
-def judge_cuda(
-    machine: Machine,
-    visibility: Visibility,
-    environment: GpuEnvironment,
-    cuda_uuids: Sequence[str] | None = None,
-    cuda_problem: str | None = None,
-) -> list[Record]:
-    """What CUDA sees, and in which order, beside what NVML and the environment say."""
+    if not machine.gpus:
+        return records
     return [
-        *_judge_order(visibility, environment, cuda_uuids),
-        _judge_cuda(machine, visibility, cuda_uuids, cuda_problem),
+        _judge_variable(machine, visibility),
+        *_judge_order(machine, visibility, environment),
+        *records,
     ]
 
 
@@ -89,29 +66,37 @@ def _all(total: int) -> str:
 
 
 def _judge_order(
-    visibility: Visibility, environment: GpuEnvironment, cuda_uuids: Sequence[str] | None
+    machine: Machine, visibility: Visibility, environment: GpuEnvironment
 ) -> list[Record]:
+    """Of mixed cards without CUDA's own word the plan may be for the wrong ones. Any value but two,
+    an empty one too, makes CUDA end with error 101 (tried on driver 580)."""
     order = environment.cuda_device_order
-    remedy = "export CUDA_DEVICE_ORDER=PCI_BUS_ID"
-    if order not in (None, "", "PCI_BUS_ID", "FASTEST_FIRST"):
-        reason = f"CUDA_DEVICE_ORDER={order} is not a value that CUDA knows"
-    elif not visibility.certain_order and cuda_uuids is None:
-        reason = (
-            "mixed GPUs without CUDA_DEVICE_ORDER=PCI_BUS_ID: CUDA numbers the fastest first, "
-            "nvidia-smi does not"
-        )
+    if order not in (None, "PCI_BUS_ID", "FASTEST_FIRST"):
+        reason = f"CUDA_DEVICE_ORDER={order} is no value that CUDA knows, and it does not start"
+    elif machine.order_problem is not None:
+        reason = order_unknown(machine.order_problem)
+    elif not visibility.certain_order:
+        return [Record(name="GPU order", outcome="passed", expected="CUDA's own", measured="known")]
     else:
         return []
     return [
         Record(
             name="GPU order",
-            outcome="warned",
+            outcome="failed",
             expected="PCI_BUS_ID",
-            measured=order or "not set",
+            measured="not set" if order is None else order,
             reason=reason,
-            remedy=remedy,
+            remedy=BY_BUS,
         )
     ]
+
+
+def order_unknown(problem: str) -> str:
+    """:param problem: ``Machine.order_problem``."""
+    return (
+        f"mixed GPUs, which CUDA numbers by speed, and CUDA {problem}: "
+        "the plan may be for other cards"
+    )
 
 
 def _judge_container(machine: Machine, environment: GpuEnvironment) -> list[Record]:
@@ -170,12 +155,17 @@ def _judge_container(machine: Machine, environment: GpuEnvironment) -> list[Reco
     return records
 
 
-def _judge_cuda(
+def judge_cuda(
     machine: Machine,
     visibility: Visibility,
     cuda_uuids: Sequence[str] | None,
-    problem: str | None,
+    problem: str | None = None,
 ) -> Record:
+    """Does CUDA see the GPUs that NVML and the environment leave visible, in that order.
+
+    :param cuda_uuids: UUIDs in CUDA's own order; None if CUDA could not be asked.
+    :param problem: why not.
+    """
     name = "GPUs that CUDA sees"
     expected = len(visibility.visible)
     if cuda_uuids is None:
@@ -207,14 +197,24 @@ def _judge_cuda(
             reason="; ".join(differences),
             remedy="unset CUDA_VISIBLE_DEVICES; if that changes nothing, reboot or rent another",
         )
-    if wanted != seen and visibility.certain_order:
+    if wanted != seen and not visibility.certain_order:
+        return Record(
+            name=name,
+            outcome="failed",
+            expected="the plan's order",
+            measured="another order",
+            reason="CUDA numbers mixed GPUs otherwise than the plan, which is for other cards",
+            remedy=BY_BUS,
+        )
+    if wanted != seen:
         return Record(
             name=name,
             outcome="warned",
             expected="the order of nvidia-smi",
             measured="another order",
-            reason="CUDA numbers the GPUs differently from nvidia-smi",
-            remedy="export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+            reason="CUDA numbers the GPUs differently from nvidia-smi: copies and speeds name "
+            "them by CUDA's numbers, VRAM and health by nvidia-smi's",
+            remedy=BY_BUS,
         )
     return Record(name=name, outcome="passed", expected=expected, measured=len(seen), unit="GPUs")
 

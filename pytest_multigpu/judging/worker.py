@@ -15,6 +15,11 @@ WORKER_REMEDY = (
     "`nvidia-smi --gpu-reset -i N`, or rent another machine"
 )
 
+IMPORT_REMEDY = (
+    "`python -c 'import torch'` in an empty folder must work: if it does not, reinstall torch; if "
+    "it does, look for files on PYTHONPATH that are named like modules of Python or torch"
+)
+
 
 def gpu_path(gpus: Sequence[int]) -> str:
     """``GPU 0 -> GPU 1``."""
@@ -32,7 +37,7 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
                 expected=expected,
                 device=", ".join(f"GPU {gpu}" for gpu in entry.gpus),
                 reason=f"not measured: {entry.reason}",
-                remedy="free the memory of that GPU and run again",
+                remedy="free the memory of that GPU, or leave it out of CUDA_VISIBLE_DEVICES",
             )
             for entry in told
         ]
@@ -55,6 +60,12 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
     ]
 
 
+def _remedy(report: WorkerReport) -> str:
+    """Before the GPUs were touched there is nothing about them to mend."""
+    begun = [step.name for step in report.steps]
+    return IMPORT_REMEDY if begun in ([], ["import torch"]) else WORKER_REMEDY
+
+
 def worker_came_through(report: WorkerReport) -> Record:
     """It ended by itself with all steps done, within its limit."""
     expected = "all steps done"
@@ -69,8 +80,8 @@ def worker_came_through(report: WorkerReport) -> Record:
         name="CUDA worker",
         outcome="failed",
         expected=expected,
-        measured=f"stopped at {report.failed_step}",
+        measured=f"stopped at {report.failed_step or 'its start'}",
         device=", ".join(f"GPU {gpu}" for gpu in report.failed_gpus),
         reason=report.failure,
-        remedy=WORKER_REMEDY,
+        remedy=_remedy(report),
     )

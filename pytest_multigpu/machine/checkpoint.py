@@ -1,9 +1,6 @@
-"""Is a safetensors checkpoint complete? Read from its files alone: no torch, no GPU, no network.
+"""Is a checkpoint complete? Read from its files alone: no torch, no GPU, no network.
 
-Format: https://github.com/huggingface/safetensors#format: 8 bytes little-endian header length,
-a JSON header, then the data; every tensor's ``data_offsets`` lie back to back and end the file.
-
-Imports errors and records.
+Imports errors, records and :mod:`.weight_files`.
 """
 
 from __future__ import annotations
@@ -12,44 +9,21 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, one_line, shown
-from ..files import check_regular, read_bytes, read_text
+from ..files import read_bytes, read_text
 from ..records.host import CheckpointReport
 from .host import hub_cache
+from .weight_files import LFS_POINTER, DamagedError, check_pickle, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_HEADER = 100_000_000
-"""The limit that safetensors itself sets."""
-_MAX_NUMBER = 1 << 60
-"""Of elements or bytes; no file is larger."""
-_LFS = b"version https://git-lfs"
-_DTYPE_BITS = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-}
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE = "pytorch_model.bin"
+_WEIGHTS = ("model*.safetensors", INDEX, "pytorch_model*.bin", PICKLE_INDEX)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -60,21 +34,20 @@ def find_checkpoint(
 
     :param model: a folder, or a hub id, whose ``main`` snapshot is looked up in the cache.
     :param hub_ids: more ids to look up (where a preset's checkpoint lives).
-    :returns: None if it is not here. A folder that is found may still be incomplete.
+    :returns: None if it is not here, or if ``model`` is a config.json. A folder that is found may
+        be incomplete, or hold no weights where no other does.
     :raises UsageError: ``model`` is plainly a path and there is no such folder.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UsageError(f"--gpu-model: {model} is a file; name the folder that holds config.json")
+        return None
     if _is_path(model):
         raise UsageError(f"--gpu-model: no such folder: {model}")
-    for hub_id in (model, *hub_ids):
-        snapshot = cached_snapshot(hub_id, hub_cache(os.environ if environ is None else environ))
-        if snapshot is not None:
-            return snapshot
-    return None
+    cache = hub_cache(os.environ if environ is None else environ)
+    here = [one for hub_id in (model, *hub_ids) if (one := cached_snapshot(hub_id, cache))]
+    return next((one for one in here if has_weights(one)), here[0] if here else None)
 
 
 def _is_path(model: str) -> bool:
@@ -101,54 +74,83 @@ def cached_snapshot(hub_id: str, cache: Path) -> Path | None:
 def check_checkpoint(path: Path | str) -> CheckpointReport:
     """Whether every byte that the checkpoint promises is there.
 
+    :returns: ``found`` is False for a folder that holds no weights at all, a config alone.
     :raises UsageError: there is no such folder.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"--gpu-model: no such folder: {path}")
     problems = _check_config(folder)
-    fetch = _fetch_again(folder)
-    if (folder / SINGLE).exists() or not _exists(folder / INDEX):
-        names: tuple[str, ...] = (SINGLE,)
-        weight_map: dict[str, str] = {}
-        if not _exists(folder / SINGLE):
-            problems.append(_no_weights(folder, fetch))
-            return CheckpointReport(path=str(folder), problems=tuple(map(one_line, problems)))
-    else:
-        try:
+    report = CheckpointReport(path=str(folder), fetch=_fetch_again(folder))
+    try:
+        if not has_weights(folder):
+            report = replace(report, found=False)
+        elif _exists(folder / SINGLE):
+            report = _check_files(report, (SINGLE,), {}, problems)
+        elif _exists(folder / INDEX):
             weight_map = _read_index(folder / INDEX)
-        except _DamagedError as error:
-            problems.append(f"{folder / INDEX} {error}; {fetch}")
-            return CheckpointReport(path=str(folder), problems=tuple(map(one_line, problems)))
-        names = tuple(sorted(set(weight_map.values())))
+            report = _check_files(report, sorted(set(weight_map.values())), weight_map, problems)
+        elif names := _pickles(folder):
+            report = _check_pickles(report, names, problems)
+        else:
+            problems.append(f"{folder} has neither {SINGLE} nor {INDEX}")
+    except DamagedError as error:  # an index: without it nobody knows which files there should be
+        problems.append(str(error))
+    return replace(report, problems=tuple(map(one_line, problems)))
+
+
+def has_weights(folder: Path) -> bool:
+    """A weight file or an index is there, if only as a link whose target is gone."""
+    return any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS)
+
+
+def _check_files(
+    report: CheckpointReport,
+    names: Sequence[str],
+    weight_map: Mapping[str, str],
+    problems: list[str],
+) -> CheckpointReport:
+    """safetensors files; their problems are added to ``problems``."""
     total, tensors = 0, 0
     for name in names:
-        file = folder / name
+        file = Path(report.path, name)
+        held: dict[str, Any] | None = None
         try:
             held = read_header(file)
-        except _DamagedError as error:
-            problems.append(f"{file} {error}; {fetch}")
-            held = None
-        if file.exists():
-            total += file.stat().st_size
+        except DamagedError as error:
+            problems.append(f"{file} {error}")
+        total += _size(file)
         if held is None:
             continue
         tensors += len(held)
         lacking = sorted(t for t, shard in weight_map.items() if shard == name and t not in held)
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            problems.append(f"{file} lacks tensor {lacking[0]}{more}, named in {INDEX}; {fetch}")
-    return CheckpointReport(
-        path=str(folder),
-        total_bytes=total,
-        files=names,
-        tensors=tensors,
-        problems=tuple(map(one_line, problems)),
-    )
+            problems.append(f"{file} lacks tensor {lacking[0]}{more}, named in {INDEX}")
+    return replace(report, files=tuple(names), total_bytes=total, tensors=tensors)
 
 
-class _DamagedError(Exception):
-    """What is wrong with a file, as the end of a sentence that begins with its path."""
+def _pickles(folder: Path) -> Sequence[str]:
+    """Names of the ``torch.save`` files that there should be; none if there are no such."""
+    if _exists(folder / PICKLE_INDEX) and not _exists(folder / PICKLE):
+        return sorted(set(_read_index(folder / PICKLE_INDEX).values()))
+    return [PICKLE] if _exists(folder / PICKLE) else []
+
+
+def _check_pickles(
+    report: CheckpointReport, names: Sequence[str], problems: list[str]
+) -> CheckpointReport:
+    for name in names:
+        try:
+            check_pickle(Path(report.path, name))
+        except DamagedError as error:
+            problems.append(f"{Path(report.path, name)} {error}")
+    total = sum(_size(Path(report.path, name)) for name in names)
+    return replace(report, files=tuple(names), total_bytes=total, pickled=True)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _exists(file: Path) -> bool:
@@ -160,8 +162,8 @@ def _check_config(folder: Path) -> list[str]:
     file = folder / "config.json"
     try:
         _read_json(file)
-    except _DamagedError as error:
-        return [f"{file} {error}; {_fetch_again(folder)}"]
+    except DamagedError as error:
+        return [f"{file} {error}"]
     return []
 
 
@@ -169,28 +171,34 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         text = read_bytes(file)
     except FileNotFoundError:
-        raise _DamagedError("is missing") from None
+        raise DamagedError("is missing") from None
     except OSError as error:
-        raise _DamagedError(f"cannot be read ({error.strerror})") from None
-    if text.startswith(_LFS):
-        raise _DamagedError("is a Git LFS pointer, not the file itself")
+        raise DamagedError(f"cannot be read ({error.strerror})") from None
+    if text.startswith(LFS_POINTER):
+        raise DamagedError("is a Git LFS pointer, not the file itself")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"is not valid JSON ({error})") from None
+        raise DamagedError(f"is not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise _DamagedError("is not a JSON object")
+        raise DamagedError("is not a JSON object")
     return value
 
 
 def _read_index(file: Path) -> dict[str, str]:
-    """Tensor name to shard name."""
-    weight_map = _read_json(file).get("weight_map")
+    """Tensor name to shard name.
+
+    :raises DamagedError: a whole sentence, with the path.
+    """
+    try:
+        weight_map = _read_json(file).get("weight_map")
+    except DamagedError as error:
+        raise DamagedError(f"{file} {error}") from None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise _DamagedError("has no weight_map")
+        raise DamagedError(f"{file} has no weight_map")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_file_name(shard):
-            raise _DamagedError(f"names {shown(shard)} for {tensor}, which is no file name")
+            raise DamagedError(f"{file} names {shown(shard)} for {tensor}, which is no file name")
     return weight_map
 
 
@@ -198,81 +206,6 @@ def _is_file_name(name: str) -> bool:
     """One that any file system takes: not a path, no control characters, 255 bytes at most."""
     plain = name.isprintable() and name not in ("", ".", "..") and Path(name).name == name
     return plain and len(name.encode()) <= 255
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name, after checking the file's size exactly.
-
-    :raises _DamagedError: missing, truncated, padded, not safetensors or no regular file.
-    """
-    try:
-        check_regular(file)
-        with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            start = stream.read(8)
-            if (start + stream.read(24 - 8)).startswith(_LFS):
-                raise _DamagedError("is a Git LFS pointer, not the file itself")
-            if len(start) < 8:
-                raise _DamagedError(f"is truncated: {size} bytes")
-            length = int.from_bytes(start, "little")
-            if length > _MAX_HEADER:
-                raise _DamagedError("is not a safetensors file: its header length is absurd")
-            if 8 + length > size:
-                raise _DamagedError(f"is truncated: {size:,} bytes, its header alone needs more")
-            stream.seek(8)
-            header = stream.read(length)
-    except FileNotFoundError:
-        raise _DamagedError("is missing") from None
-    except OSError as error:
-        raise _DamagedError(f"cannot be read ({error.strerror})") from None
-    try:
-        tensors = json.loads(header)
-    except (ValueError, RecursionError):
-        raise _DamagedError("is damaged: its header is not valid JSON") from None
-    if not isinstance(tensors, dict):
-        raise _DamagedError("is damaged: its header is not a JSON object")
-    tensors.pop("__metadata__", None)
-    expected = 8 + length + _data_bytes(tensors)
-    if size < expected:
-        raise _DamagedError(f"is truncated: {size:,} of {expected:,} bytes")
-    if size > expected:
-        raise _DamagedError(f"is padded: {size:,} bytes, {expected:,} expected")
-    return tensors
-
-
-def _data_bytes(tensors: Mapping[str, Any]) -> int:
-    """Bytes of all tensors, which must lie back to back from 0."""
-    spans = []
-    for name, entry in tensors.items():
-        try:
-            begin, end = entry["data_offsets"]
-            shape, dtype = entry["shape"], entry["dtype"]
-            numbers_valid = all(
-                type(n) is int and 0 <= n <= _MAX_NUMBER for n in (begin, end, *shape)
-            )
-        except (KeyError, TypeError, ValueError):
-            raise _DamagedError(f"is damaged: its header's entry {name} is malformed") from None
-        bits = _DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
-        wrong_size = numbers_valid and bits is not None and (end - begin) * 8 != prod(shape) * bits
-        if not numbers_valid or begin > end or wrong_size:
-            raise _DamagedError(f"is damaged: its header's entry {name} contradicts itself")
-        spans.append((begin, end, name))
-    at = 0
-    for begin, end, name in sorted(spans):
-        if begin != at:
-            raise _DamagedError(f"is damaged: tensor {name} begins at {begin:,}, not at {at:,}")
-        at = end
-    return at
-
-
-def _no_weights(folder: Path, fetch: str) -> str:
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    if pickles:
-        return (
-            f"{folder} has no safetensors weights, only {pickles[0].name}; "
-            "convert it with save_pretrained(safe_serialization=True)"
-        )
-    return f"{folder} has neither {SINGLE} nor {INDEX}; {fetch}"
 
 
 def _fetch_again(folder: Path) -> str:

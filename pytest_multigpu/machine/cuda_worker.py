@@ -1,8 +1,8 @@
 """The CUDA worker: a process that touches the GPUs so that pytest's own process need not.
 
-``python -u -m pytest_multigpu.machine.cuda_worker``: writes events (``cuda/emitter.py``), one
-JSON object a line, and ends. It never outlives its parent: it ends when stdin closes, and a
-watchdog that needs no interpreter lock ends it after ``--timeout`` seconds.
+``cuda_main.py`` runs it: it writes events (``cuda/emitter.py``), one JSON object a line, and ends.
+It never outlives its parent: it ends when stdin closes, and a watchdog that needs no interpreter
+lock ends it after ``--timeout`` seconds.
 
 Imports the standard library and ``machine.cuda`` only; torch when it is time.
 """
@@ -96,7 +96,7 @@ def _steps(
     from .cuda.links import NvmlSide
 
     nvml = NvmlSide().start()
-    early = EarlyContexts(first=lambda: nvml.ready(NVML_WAIT_S))
+    early = EarlyContexts()
     if arguments.devices == "cuda" and not arguments.late_contexts:
         early.start()
     with emitter.step("import torch"):
@@ -109,7 +109,7 @@ def _steps(
     if wrap is not None:
         backend = wrap(backend)
     gpus = range(backend.count)
-    nvml.ready(NVML_WAIT_S)
+    nvml.wait(NVML_WAIT_S)
 
     def open_context(gpu: int) -> None:
         early.wait_for(gpu)
@@ -122,28 +122,23 @@ def _steps(
         pattern = making.result()
     with emitter.step("devices", gpus):
         need = BUFFERS * arguments.copy_bytes + ROOM_BYTES
-        short = _devices(backend, emitter, nvml, need)
-    if short:
-        return
-    _measure(arguments, backend, emitter, pattern)
-    with emitter.step("context sizes", gpus):
-        for gpu in gpus:
-            growth = nvml.growth_bytes(backend.identity(gpu).uuid)
-            if growth is not None:
-                # With kernels and peer mappings by now: what a running model pays as well.
-                emitter.result(
-                    "context", gpu=gpu, context_bytes=growth - backend.reserved_bytes(gpu)
-                )
+        fit = _devices(backend, emitter, nvml, need)
+    if fit:
+        _measure(arguments, backend, emitter, pattern, fit)
 
 
 def _measure(
-    arguments: argparse.Namespace, backend: Backend, emitter: Emitter, pattern: Pattern
+    arguments: argparse.Namespace,
+    backend: Backend,
+    emitter: Emitter,
+    pattern: Pattern,
+    gpus: Sequence[int],
 ) -> None:
+    """:param gpus: those with room for it."""
     from .cuda import arithmetic
     from .cuda.copies import CopyTest
 
-    gpus = range(backend.count)
-    copies = CopyTest(backend, emitter, pattern)
+    copies = CopyTest(backend, emitter, pattern, gpus)
     with emitter.step("host buffer"):
         pinned = backend.host_buffer(arguments.copy_bytes)
     with emitter.step("uploads", gpus):
@@ -157,7 +152,7 @@ def _measure(
     with emitter.step("load", gpus):
         arithmetic.load(backend, emitter, copies.uploaded, arguments.load_seconds)
     with emitter.step("memory speed", gpus):
-        arithmetic.memory_speeds(backend, emitter, arguments.memory_bytes)
+        arithmetic.memory_speeds(backend, emitter, gpus, arguments.memory_bytes)
     with emitter.step("host speed", gpus):
         copies.host_speeds(pinned)
     with emitter.step("pair speed", gpus):
@@ -195,9 +190,12 @@ def _backend(devices: str, emitter: Emitter) -> Backend | None:
 
 
 def _devices(backend: Backend, emitter: Emitter, nvml: NvmlSide, need_bytes: int) -> list[int]:
-    """Report every device and link; the devices with too little free memory to go on."""
+    """Report every device and link; the devices with enough free memory to go on.
+
+    The others are unmeasured: a small card that drives a display must not hide what the rest do.
+    """
     identities = [backend.identity(gpu) for gpu in range(backend.count)]
-    short: list[int] = []
+    fit: list[int] = []
     for gpu, identity in enumerate(identities):
         free = backend.free_bytes(gpu)
         emitter.result(
@@ -209,8 +207,9 @@ def _devices(backend: Backend, emitter: Emitter, nvml: NvmlSide, need_bytes: int
             total_bytes=identity.total_bytes,
             free_bytes=free,
         )
-        if free < need_bytes:
-            short.append(gpu)
+        if free >= need_bytes:
+            fit.append(gpu)
+        else:
             emitter.unmeasured(
                 [gpu],
                 f"GPU {gpu} has {free // MIB} MiB free; copies and arithmetic "
@@ -222,11 +221,4 @@ def _devices(backend: Backend, emitter: Emitter, nvml: NvmlSide, need_bytes: int
                     identity.uuid, its.uuid, backend.can_access_peer((gpu, other))
                 )
                 emitter.result("link", source=gpu, target=other, link=link, topology=topology)
-    return short
-
-
-if __name__ == "__main__":
-    # Skip the interpreter's slow farewell to torch; the driver frees what is left.
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)
+    return fit

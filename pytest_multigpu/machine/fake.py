@@ -29,6 +29,7 @@ class FakeGpu:
     used: int = 0
     reserved: int = 480 * MIB
     capability: tuple[int, int] = (9, 0)
+    ecc_on: bool = True
     ecc: tuple[int, int] = (0, 0)
     """Uncorrected errors: volatile, aggregate."""
     remapped: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -132,6 +133,8 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEccErrors(self, handle: int, error: int, counter: int) -> int:  # noqa: N802
         gpu = self._enter("nvmlDeviceGetTotalEccErrors", handle)
+        if not gpu.ecc_on:
+            raise self.NVMLError(NOT_SUPPORTED)
         return gpu.ecc[counter] if error == 1 else 0
 
     def nvmlDeviceGetNvLinkState(self, handle: int, link: int) -> int:  # noqa: N802
@@ -173,6 +176,7 @@ _FIELDS: dict[str, Callable[[FakeGpu], Any]] = {
     "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: gpu.pcie[1],
     "nvmlDeviceGetCurrPcieLinkWidth": lambda gpu: gpu.pcie[2],
     "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: gpu.pcie[3],
+    "nvmlDeviceGetEccMode": lambda gpu: [int(gpu.ecc_on), int(gpu.ecc_on)],
     "nvmlDeviceGetMigMode": lambda gpu: [int(gpu.mig), int(gpu.mig)],
     "nvmlDeviceGetPowerUsage": lambda gpu: 70_000,
     "nvmlDeviceGetEnforcedPowerLimit": lambda gpu: 700_000,

@@ -6,24 +6,28 @@ Imports records and :mod:`.nvml`. Creates no CUDA context.
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..records.health import GpuHealth
 from .nvml import (
-    INVALID_ARGUMENT,
+    FATAL,
     NOT_SUPPORTED,
     NVML_SECONDS,
     NvmlLike,
     NvmlTimeoutError,
+    count_nvlinks,
     open_nvml,
     within,
 )
 
 IDLE = 0x1
 """nvmlClocksEventReasonGpuIdle."""
-_MAX_NVLINKS = 36
+_MOST_SAMPLES = 20_000
+"""Kept of all GPUs together: a minute of eight."""
 
 # What changes under load, and how several samples become one: the worst or the highest.
 _HIGHEST = (
@@ -34,6 +38,7 @@ _HIGHEST = (
     "pcie_width",
     "power_w",
 )
+_MOVING = (*_HIGHEST, "throttle", "samples", "busy_samples")
 
 
 def read_health(
@@ -111,6 +116,7 @@ class Sampler:
         with Sampler(indices=[0, 1]) as sampler:
             ...                     # the worker loads the cards
         rows = sampler.result()     # one GpuHealth a GPU, all samples merged
+        rows = sampler.between(began, ended)    # the same of some seconds alone
 
     What goes wrong in the thread is in the rows' ``problem``; nothing is raised at the caller.
     """
@@ -127,6 +133,7 @@ class Sampler:
         self._nvml = nvml
         self._interval = interval
         self._merged: dict[int, GpuHealth] = {}
+        self._seen: deque[tuple[float, GpuHealth]] = deque(maxlen=_MOST_SAMPLES)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
@@ -169,6 +176,22 @@ class Sampler:
             for row in rows
         )
 
+    def between(self, began: float, ended: float) -> tuple[GpuHealth, ...]:
+        """The same, but what changes under load as seen in that time: one row a GPU seen then.
+
+        :param began: seconds since the epoch, as ``ended``.
+        """
+        with self._lock:
+            seen = [row for when, row in self._seen if began <= when <= ended]
+            whole = dict(self._merged)
+        found = []
+        for index in self._indices:
+            if rows := [row for row in seen if row.index == index]:
+                then = merge(rows)
+                changes = {name: getattr(then, name) for name in (*_MOVING, "problem")}
+                found.append(replace(whole[index], **changes))
+        return tuple(found)
+
     def _run(self) -> None:
         try:
             nvml = open_nvml(self._nvml)
@@ -183,6 +206,7 @@ class Sampler:
 
     def _add(self, row: GpuHealth) -> None:
         with self._lock:
+            self._seen.append((time.time(), row))
             known = self._merged.get(row.index)
             self._merged[row.index] = row if known is None else merge([known, row])
 
@@ -212,13 +236,9 @@ class _Ask:
         except AttributeError:
             return None  # an older binding
         except self.nvml.NVMLError as error:
-            if error.value in _FATAL:
+            if error.value in FATAL:
                 raise
             return None
-
-
-_FATAL = (15, 16)
-"""GPU is lost, GPU needs a reset: every other answer would be worthless too."""
 
 
 def _moving(ask: _Ask, index: int) -> GpuHealth:
@@ -243,10 +263,11 @@ def _moving(ask: _Ask, index: int) -> GpuHealth:
 def _still(ask: _Ask, index: int) -> GpuHealth:
     remapped = ask("nvmlDeviceGetRemappedRows")
     limit = ask("nvmlDeviceGetEnforcedPowerLimit")
-    active, inactive = _nvlinks(ask)
+    active, inactive = count_nvlinks(ask.nvml, ask.handle)
     return GpuHealth(
         index=index,
         name=_text(ask("nvmlDeviceGetName")),
+        ecc=_ecc(ask),
         ecc_volatile=ask("nvmlDeviceGetTotalEccErrors", 1, 0),
         ecc_aggregate=ask("nvmlDeviceGetTotalEccErrors", 1, 1),
         remap_pending=None if remapped is None else bool(remapped[2]),
@@ -264,22 +285,15 @@ def _still(ask: _Ask, index: int) -> GpuHealth:
     )
 
 
-def _nvlinks(ask: _Ask) -> tuple[int | None, int | None]:
-    """(active, inactive) links. "Not supported" is a link that this card does not have."""
-    active = inactive = 0
-    for link in range(_MAX_NVLINKS):
-        try:
-            state = ask.nvml.nvmlDeviceGetNvLinkState(ask.handle, link)
-        except ask.nvml.NVMLError as error:
-            if error.value == INVALID_ARGUMENT or (error.value == NOT_SUPPORTED and link == 0):
-                break  # past the last link, or a card without NVLink
-            if error.value == NOT_SUPPORTED:
-                continue
-            if error.value in _FATAL:
-                raise
-            return None, None
-        active, inactive = active + bool(state), inactive + (not state)
-    return active, inactive
+def _ecc(ask: _Ask) -> Literal["on", "off", "none"] | None:
+    """ "Not supported" is a card without ECC, as most that are sold for games."""
+    try:
+        current, _pending = ask.nvml.nvmlDeviceGetEccMode(ask.handle)
+    except ask.nvml.NVMLError as error:
+        if error.value in FATAL:
+            raise
+        return "none" if error.value == NOT_SUPPORTED else None
+    return "on" if current else "off"
 
 
 def _mig(ask: _Ask) -> bool | None:
@@ -287,7 +301,7 @@ def _mig(ask: _Ask) -> bool | None:
     try:
         current, _pending = ask.nvml.nvmlDeviceGetMigMode(ask.handle)
     except ask.nvml.NVMLError as error:
-        if error.value in _FATAL:
+        if error.value in FATAL:
             raise
         return False if error.value == NOT_SUPPORTED else None
     return bool(current)

@@ -1,6 +1,6 @@
 """Who holds VRAM, and waiting for it to clear.
 
-Imports records and :mod:`.nvml`. Creates no CUDA context.
+Imports errors, records and :mod:`.nvml`. Creates no CUDA context.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import one_line
 from ..records.health import FreeMemory, Holder
 from .nvml import NVML_SECONDS, NvmlLike, open_nvml, read_memory, within
 
@@ -121,10 +122,12 @@ def _describe(index: int, pid: int, used: int | None) -> Holder:
 
 
 def _name(pid: int) -> str | None:
+    """The kernel cuts it after 15 bytes, in the middle of a letter if need be."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip() or None
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    return one_line(name.strip()) or None
 
 
 def _user(pid: int) -> str | None:

@@ -1,19 +1,21 @@
 """The inventory by NVML: no CUDA context, no torch. "No GPU" and "detection broke" differ.
 
 pynvml is imported inside :func:`load_nvml` only; tests replace that one function.
-Imports records and :mod:`.visibility`.
+Imports records, errors and its siblings.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ..errors import MachineError
 from ..records.machine import Gpu, Machine
-from .visibility import count_device_files, read_visibility, with_visible
+from .cuda_order import cuda_order
+from .visibility import count_device_files, join_by_uuid, read_visibility, with_visible
 
 NvmlLike = Any
 """The pynvml module, or an object with the functions of it that are called here."""
@@ -30,7 +32,11 @@ NOT_SUPPORTED = 3
 INVALID_ARGUMENT = 2
 VERSION_MISMATCH = 18
 
+FATAL = (15, 16)
+"""GPU is lost, GPU needs a reset: every other answer would be worthless too."""
+
 _MEMORY_V2 = 0x02000028
+_MAX_NVLINKS = 36
 
 
 class NvmlTimeoutError(Exception):
@@ -67,6 +73,7 @@ def read_machine(
     nvml: NvmlLike | None = None,
     *,
     seconds: float = NVML_SECONDS,
+    ask_cuda: Callable[[Mapping[str, str]], Sequence[str]] = cuda_order,
 ) -> Machine:
     """The GPUs and what CUDA will see of them. Never raises for what the machine lacks.
 
@@ -77,6 +84,8 @@ def read_machine(
     :param environ: ``os.environ`` unless given.
     :param nvml: the binding; :func:`load_nvml`'s unless given.
     :param seconds: how long the driver may take in all.
+    :param ask_cuda: for CUDA's order, where cards are mixed and only it can tell; raises
+        MachineError if it does not.
     """
     variables = os.environ if environ is None else environ
     value = variables.get("CUDA_VISIBLE_DEVICES")
@@ -89,7 +98,17 @@ def read_machine(
         problem = f"NVML gave an answer that cannot be read: {error!r}"
         return Machine(visible_env=value, problem=problem)
     visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
-    return replace(with_visible(machine, visibility.visible), visible_env=value)
+    machine = replace(with_visible(machine, visibility.visible), visible_env=value)
+    if visibility.certain_order or not visibility.visible:
+        return machine
+    try:
+        joined = join_by_uuid(machine, ask_cuda(variables))
+    except MachineError as error:
+        return replace(machine, order_problem=str(error))
+    found, expected = len(joined.visible), len(visibility.visible)
+    if found != expected:  # which of them is missing, nobody can say: the checks ask CUDA again
+        return replace(machine, order_problem=f"lists {found} of {expected} GPUs")
+    return joined
 
 
 def within(seconds: float, doing: list[str], work: Callable[[], T]) -> T:
@@ -167,34 +186,43 @@ def _files(count: int) -> str:
 
 
 def _read_gpu(nvml: NvmlLike, index: int) -> Gpu:
-    name, uuid = "unknown", ""
+    gpu = Gpu(index=index, cuda_index=None, uuid="", name="unknown", total_bytes=0, free_bytes=0)
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        name = _text(nvml.nvmlDeviceGetName(handle)) or name
-        uuid = _text(nvml.nvmlDeviceGetUUID(handle)) or uuid
-        total, free, used, reserved = read_memory(nvml, handle)
+        gpu = replace(gpu, name=_text(nvml.nvmlDeviceGetName(handle)) or gpu.name)
+        gpu = replace(gpu, uuid=_text(nvml.nvmlDeviceGetUUID(handle)) or "")
+        memory = _memory_if_any(nvml, handle)
+        links_up, _down = count_nvlinks(nvml, handle)
     except nvml.NVMLError as error:
-        return Gpu(
-            index=index,
-            cuda_index=None,
-            uuid=uuid,
-            name=name,
-            total_bytes=0,
-            free_bytes=0,
-            problem=f"GPU {index} cannot be read: {error}",
-        )
+        return replace(gpu, problem=f"GPU {index} cannot be read: {error}")
     capability = _try(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
-    return Gpu(
-        index=index,
-        cuda_index=None,
-        uuid=uuid,
-        name=name,
-        total_bytes=total,
-        free_bytes=free,
-        used_bytes=used,
-        reserved_bytes=reserved,
+    gpu = replace(
+        gpu,
         capability=None if capability is None else (int(capability[0]), int(capability[1])),
+        nvlinks=links_up,
     )
+    if memory is None:
+        return replace(
+            gpu,
+            problem=f"GPU {index} ({gpu.name}): the driver does not report its memory, as with "
+            "GPUs that share the host's",
+            remedy="rent a machine whose GPUs have memory of their own: nothing can be planned "
+            "without its size",
+        )
+    total, free, used, reserved = memory
+    return replace(
+        gpu, total_bytes=total, free_bytes=free, used_bytes=used, reserved_bytes=reserved
+    )
+
+
+def _memory_if_any(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int] | None:
+    """None: this GPU has no memory that NVML could report."""
+    try:
+        return read_memory(nvml, handle)
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) != NOT_SUPPORTED:
+            raise
+        return None
 
 
 def read_memory(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int]:
@@ -214,6 +242,28 @@ def read_memory(nvml: NvmlLike, handle: Any) -> tuple[int, int, int, int]:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         reserved = 0
     return int(memory.total), int(memory.free), int(memory.used), reserved
+
+
+def count_nvlinks(nvml: NvmlLike, handle: Any) -> tuple[int | None, int | None]:
+    """(up, down) NVLinks of a GPU; (0, 0) on a card without NVLink, None where it is unknown.
+
+    :raises Exception: ``NVMLError`` of the binding, if the GPU is lost.
+    """
+    up = down = 0
+    for link in range(_MAX_NVLINKS):
+        try:
+            state = nvml.nvmlDeviceGetNvLinkState(handle, link)
+        except nvml.NVMLError as error:
+            code = getattr(error, "value", None)
+            if code == INVALID_ARGUMENT or (code == NOT_SUPPORTED and link == 0):
+                break  # past the last link, or a card without NVLink
+            if code == NOT_SUPPORTED:
+                continue
+            if code in FATAL:
+                raise
+            return None, None
+        up, down = up + bool(state), down + (not state)
+    return up, down
 
 
 def _try(nvml: NvmlLike, ask: Callable[[], Any]) -> Any:

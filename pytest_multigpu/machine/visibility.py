@@ -2,7 +2,9 @@
 
 The rules: entries up to the first that is not valid; an entry is an index or a unique prefix of a
 GPU's UUID, as the first entry is; repeating a device leaves none. Source: CUDA C++ Programming
-Guide, "CUDA Environment Variables", and PyTorch's reading of it (``torch.cuda``).
+Guide, "CUDA Environment Variables"; what it leaves open was tried on driver 580: blanks may stand
+around an index and not around a UUID, whose case and hyphens do not matter; what follows an index's
+digits or a whole UUID is ignored; an empty entry is not valid.
 
 Imports errors and records.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import MachineError
@@ -19,6 +21,10 @@ from ..records.machine import Gpu, Machine
 from ..records.visibility import GpuEnvironment, Visibility
 
 _ORDINAL = re.compile(r"[+-]?\d+", re.ASCII)
+_SEPARATORS = "; \t:|/."
+"""What people write between indices, beside the comma. CUDA reads a number up to any of them."""
+_ONLY_COMMAS = "CUDA knows only commas between GPUs"
+_UUID_LENGTH = len("GPU-00000000-0000-0000-0000-000000000000")
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 _UNSET = f"unset {_VARIABLE}"
 
@@ -34,7 +40,8 @@ def read_visibility(
 
     :param value: CUDA_VISIBLE_DEVICES; None if unset.
     """
-    mixed = len({gpu.name for gpu in gpus}) > 1
+    # A card that cannot be read has no name that would tell it from its siblings.
+    mixed = len({gpu.name for gpu in gpus if gpu.problem is None}) > 1
     by_speed = mixed and device_order != "PCI_BUS_ID"
     if value is None:
         everything = tuple(gpu.index for gpu in gpus)
@@ -70,9 +77,11 @@ class _Reading:
     stopped: bool = False
     repeated: bool = False
 
+    def mean(self, indices: Iterable[int]) -> None:
+        self.meant += [index for index in dict.fromkeys(indices) if index not in self.meant]
+
     def take(self, entry: str, index: int) -> None:
-        if index not in self.meant:
-            self.meant.append(index)
+        self.mean([index])
         if self.stopped:
             return
         if index in self.found:
@@ -89,12 +98,13 @@ class _Reading:
 
 def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
     reading = _Reading()
-    for entry in value.split(","):
+    for entry in _entries(value, reading):
         match = _ORDINAL.match(entry.strip())
         if match is None:
-            reading.stop(entry, "is not a GPU index")
+            reading.stop(entry, "is not a GPU index" if entry.strip() else "is empty")
             continue
         position = int(match.group())
+        others = _others(entry.strip()[match.end() :], position)
         if position < 0:
             if reading.found and not reading.stopped:  # a common way to end a list
                 reading.notes.append(f"entry {entry!r} is negative: CUDA stops reading there")
@@ -104,27 +114,65 @@ def _read_indices(value: str, gpus: Sequence[Gpu]) -> _Reading:
         elif position >= len(gpus):
             reading.stop(entry, "names no GPU")
         else:
-            if match.end() < len(entry.strip()) and not reading.stopped:
+            if others and not reading.stopped:
+                reading.faults.append(f"entry {entry!r} is read as {position}: {_ONLY_COMMAS}")
+            elif match.end() < len(entry.strip()) and not reading.stopped:
                 reading.notes.append(f"entry {entry!r} is read as {position}")
             reading.take(entry, gpus[position].index)
+        reading.mean(gpus[other].index for other in others if 0 <= other < len(gpus))
     return reading
 
 
 def _read_uuids(value: str, gpus: Sequence[Gpu]) -> _Reading:
     reading = _Reading()
-    for raw in value.split(","):
-        entry = raw.strip()
+    for entry in _entries(value, reading):
+        named = [_begin_with(part, gpus) for part in re.findall(r"GPU-[\w-]+", entry)]
+        matches = _begin_with(entry[:_UUID_LENGTH], gpus)
+        rest = entry[_UUID_LENGTH:]
         if not entry.startswith("GPU-"):
-            reading.stop(raw, "is not a GPU UUID")
-            continue
-        matches = [gpu.index for gpu in gpus if gpu.uuid.startswith(entry)]
-        if not matches:
-            reading.stop(raw, "names no GPU")
+            reading.stop(entry, "is not a GPU UUID" if entry.strip() else "is empty")
+        elif not matches:
+            reading.stop(entry, "names no GPU")
         elif len(matches) > 1:
-            reading.stop(raw, f"fits {len(matches)} GPUs")
+            reading.stop(entry, f"fits {len(matches)} GPUs")
         else:
-            reading.take(raw, matches[0])
+            if rest and not reading.stopped:
+                read = f"entry {entry!r} is read as {entry[:_UUID_LENGTH]}"
+                if "GPU-" in rest:
+                    reading.faults.append(f"{read}: {_ONLY_COMMAS}")
+                else:
+                    reading.notes.append(read)
+            reading.take(entry, matches[0])
+        for found in named:
+            reading.mean(found if len(found) == 1 else ())
     return reading
+
+
+def _entries(value: str, reading: _Reading) -> Iterator[str]:
+    """Between the commas. What is left empty after the last one changes nothing: CUDA stops there,
+    where the list ends anyway."""
+    entries = value.split(",")
+    while len(entries) > 1 and not entries[-1].strip():
+        entries.pop()
+        reading.notes = ["the list ends with a comma"]
+    yield from entries
+
+
+def _others(rest: str, first: int) -> list[int]:
+    """What else ``0;1``, ``0 1`` or ``0-2`` (0 to 2) means to people, by what follows the 0."""
+    span = re.fullmatch(r"\s*-\s*(\d{1,4})", rest)
+    if span is not None:
+        return list(range(first + 1, int(span[1]) + 1))
+    return [int(number) for number in re.findall(r"\d{1,4}", rest) if rest[0] in _SEPARATORS]
+
+
+def _begin_with(prefix: str, gpus: Sequence[Gpu]) -> list[int]:
+    wanted = _digits(prefix)
+    return [gpu.index for gpu in gpus if wanted and _digits(gpu.uuid).startswith(wanted)]
+
+
+def _digits(uuid: str) -> str:
+    return uuid.removeprefix("GPU-").replace("-", "").lower()
 
 
 def _mend(meant: Sequence[int], gpus: Sequence[Gpu], by_uuid: bool) -> str:
@@ -133,6 +181,13 @@ def _mend(meant: Sequence[int], gpus: Sequence[Gpu], by_uuid: bool) -> str:
     position = {gpu.index: str(number) for number, gpu in enumerate(gpus)}
     uuid = {gpu.index: gpu.uuid for gpu in gpus}
     return f"export {_VARIABLE}=" + ",".join((uuid if by_uuid else position)[i] for i in meant)
+
+
+def visibility_of(machine: Machine, environment: GpuEnvironment) -> Visibility:
+    """What the environment makes of ``machine``'s GPUs, with what is visible as it was read:
+    where cards are mixed, CUDA itself was asked."""
+    read = read_visibility(machine.visible_env, machine.gpus, environment.cuda_device_order)
+    return replace(read, visible=machine.visible)
 
 
 def with_visible(machine: Machine, visible: Sequence[int]) -> Machine:
@@ -146,7 +201,7 @@ def join_by_uuid(machine: Machine, cuda_uuids: Sequence[str]) -> Machine:
     """The machine in the order that CUDA itself reported.
 
     :param cuda_uuids: UUID of ``cuda:0``, ``cuda:1``, ...; with or without the ``GPU-`` prefix.
-    :raises MachineError: CUDA reports a GPU that NVML does not list.
+    :raises MachineError: CUDA reports a GPU that NVML does not list; the end of a sentence.
     """
     by_uuid = {bare_uuid(gpu.uuid): gpu.index for gpu in machine.gpus if gpu.uuid}
     visible: list[int] = []
@@ -154,7 +209,7 @@ def join_by_uuid(machine: Machine, cuda_uuids: Sequence[str]) -> Machine:
         index = by_uuid.get(bare_uuid(uuid))
         if index is None:
             raise MachineError(
-                f"CUDA reports cuda:{position} as {uuid}, which is none of the GPUs that NVML lists"
+                f"reports cuda:{position} as {uuid}, which is none of the GPUs that NVML lists"
             )
         visible.append(index)
     return with_visible(machine, visible)

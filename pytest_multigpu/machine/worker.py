@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from ..errors import MachineError
@@ -22,7 +23,7 @@ from ..records.worker import WorkerReport
 from ..units import MIB
 from .worker_report import ReportBuilder
 
-COMMAND = (sys.executable, "-u", "-m", "pytest_multigpu.machine.cuda_worker")
+COMMAND = (sys.executable, "-u", str(Path(__file__).with_name("cuda_main.py")))
 DEFAULT_TIMEOUT_S = 90.0
 DEFAULT_COPY_BYTES = 64 * MIB
 _STDERR_LINES = 20

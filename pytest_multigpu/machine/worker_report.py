@@ -80,13 +80,6 @@ class ReportBuilder:
         elif kind == "device":
             value["capability"] = tuple(value["capability"])
             self._devices.append(WorkerDevice(**value))
-        elif kind == "context":
-            self._devices = [
-                replace(device, context_bytes=value["context_bytes"])
-                if device.index == value["gpu"]
-                else device
-                for device in self._devices
-            ]
         elif kind == "link":
             self._links[value["source"], value["target"]] = (value["link"], value["topology"])
         elif kind == "upload":

@@ -38,7 +38,9 @@ class GpuType:
     price_usd_hour: float | None = None
     """Typical on-demand rental of one GPU, ``PRICES_AS_OF``; None if it has no usual price."""
     capability: tuple[int, int] | None = None
-    nvlink: bool = False
+    nvlinks: int | None = None
+    """NVLinks of each card in machines of several, 0 without NVLink, None if unknown. A bridge
+    that may be bought for a card does not count."""
     aliases: tuple[str, ...] = ()
 
     @property
@@ -55,7 +57,7 @@ def _row(
     capability: tuple[int, int],
     *aliases: str,
     reserved_mib: int = 480,
-    nvlink: bool = False,
+    nvlinks: int = 0,
 ) -> GpuType:
     return GpuType(
         key=key,
@@ -65,7 +67,7 @@ def _row(
         bandwidth_gb_s=MEMORY_GB_PER_S[name.removeprefix("NVIDIA ")],
         price_usd_hour=price,
         capability=capability,
-        nvlink=nvlink,
+        nvlinks=nvlinks,
         aliases=aliases,
     )
 
@@ -79,7 +81,7 @@ CATALOGUE: tuple[GpuType, ...] = (
         (10, 0),
         "B200-180GB",
         reserved_mib=640,
-        nvlink=True,
+        nvlinks=18,
     ),
     _row(
         "H200",
@@ -89,7 +91,7 @@ CATALOGUE: tuple[GpuType, ...] = (
         (9, 0),
         "H200-141GB",
         reserved_mib=600,
-        nvlink=True,
+        nvlinks=18,
     ),
     _row(
         "GH200",
@@ -108,7 +110,7 @@ CATALOGUE: tuple[GpuType, ...] = (
         (9, 0),
         "H100-80GB",
         "H100-SXM",
-        nvlink=True,
+        nvlinks=18,
     ),
     _row("H100-PCIE", "NVIDIA H100 PCIe", 81559, 2.10, (9, 0)),
     _row(
@@ -119,7 +121,7 @@ CATALOGUE: tuple[GpuType, ...] = (
         (8, 0),
         "A100",
         "A100-SXM",
-        nvlink=True,
+        nvlinks=12,
         reserved_mib=610,
     ),
     _row(
@@ -128,7 +130,7 @@ CATALOGUE: tuple[GpuType, ...] = (
         40960,
         0.95,
         (8, 0),
-        nvlink=True,
+        nvlinks=12,
         reserved_mib=574,
     ),
     _row(
@@ -152,7 +154,7 @@ CATALOGUE: tuple[GpuType, ...] = (
     ),
     _row("L40S", "NVIDIA L40S", 46068, 0.86, (8, 9), reserved_mib=585),
     _row("A40", "NVIDIA A40", 46068, 0.40, (8, 6), reserved_mib=560),
-    _row("V100-32GB", "Tesla V100-SXM2-32GB", 32768, 0.35, (7, 0), "V100", nvlink=True),
+    _row("V100-32GB", "Tesla V100-SXM2-32GB", 32768, 0.35, (7, 0), "V100", nvlinks=6),
     _row("RTX5090", "NVIDIA GeForce RTX 5090", 32607, 0.70, (12, 0), "5090"),
     _row("RTX4090", "NVIDIA GeForce RTX 4090", 24564, 0.40, (8, 9), "4090"),
     _row("RTX3090", "NVIDIA GeForce RTX 3090", 24576, 0.25, (8, 6), "3090"),
@@ -171,14 +173,6 @@ def find(name: str, catalogue: tuple[GpuType, ...] = CATALOGUE) -> GpuType | Non
     return None
 
 
-def find_by_card(
-    name: str, total_bytes: int, catalogue: tuple[GpuType, ...] = CATALOGUE
-) -> GpuType | None:
-    """The type of a real card, by NVML's name; else None."""
-    same = [row for row in catalogue if row.name == name]
-    return min(same, key=lambda row: abs(row.total_bytes - total_bytes)) if same else None
-
-
 def _folded(name: str) -> str:
     return name.casefold().replace(" ", "").replace("_", "").replace("-", "")
 
@@ -186,6 +180,7 @@ def _folded(name: str) -> str:
 MOST_BYTES = 1 << 50
 LEAST_RATE = 1e-6
 """GB/s or US dollars an hour: below, estimates divided by it would overflow."""
+MOST_LINKS = 1000
 _FIELDS = ("name", "total", "reserved", "bandwidth", "price", "capability", "nvlink")
 
 
@@ -196,7 +191,8 @@ def merge_catalogue(
 
     :param loaded: what ``json.load`` made of the file: an object of objects. Keys starting with
         ``_comment`` are left alone. ``total`` and ``reserved`` are bytes, ``bandwidth`` GB/s,
-        ``price`` US dollars per GPU and hour.
+        ``price`` US dollars per GPU and hour, ``nvlink`` the number of links or whether there is
+        any.
     :param source: the file's name, for errors.
     :raises UsageError: naming the file and the key.
     """
@@ -254,9 +250,11 @@ def _field(where: str, field: str, value: object) -> dict[str, Any]:
             raise UsageError(f"{where} is {shown(value)}, not a compute capability; write [9, 0]")
         return {"capability": tuple(value)}  # type: ignore[arg-type]
     if field == "nvlink":
-        if not isinstance(value, bool):
-            raise UsageError(f"{where} is {shown(value)}; write true or false")
-        return {"nvlink": value}
+        if not isinstance(value, int) or not 0 <= value <= MOST_LINKS:
+            raise UsageError(
+                f"{where} is {shown(value)}; write true, false or the number of NVLinks"
+            )
+        return {"nvlinks": int(value)}
     if field == "name":
         if not isinstance(value, str) or not value:
             raise UsageError(f"{where} is {shown(value)}; write the name that nvidia-smi shows")

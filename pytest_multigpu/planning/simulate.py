@@ -37,6 +37,7 @@ def simulate(spec: str, catalogue: tuple[GpuType, ...] = CATALOGUE) -> Machine:
                     free_bytes=row.free_bytes,
                     reserved_bytes=row.reserved_bytes,
                     capability=row.capability,
+                    nvlinks=row.nvlinks,
                 )
             )
         if len(gpus) > MAX_GPUS:

@@ -5,15 +5,16 @@ Imports the other modules of this package, records and errors; torch inside func
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ScoringError
 from ..records.probe import BoundaryReading, LayerReading
-from .capture import anatomy, check_ran, forward, out_of_range, watching
-from .spans import Chat, Message, tokenize_chat
+from .capture import anatomy, check_ran, forward, out_of_range, runs_on, watching
+from .probe import TokenMask
+from .spans import Chat, Message, long_enough, tokenize_chat
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,17 @@ CHATS: tuple[tuple[Message, ...], ...] = (
     ),
 )
 """Short texts of different lengths, each with an assistant's answer."""
+
+
+def chats_for(tokenizer: Any, rule: TokenMask | None = None) -> tuple[tuple[Message, ...], ...]:
+    """:data:`CHATS` as the chat template takes them, some knowing no system message; and long
+    enough for a probe that leaves out the last tokens."""
+    first, *others = CHATS
+    try:
+        tokenize_chat(tokenizer, first)
+    except ScoringError:
+        first = first[1:]
+    return tuple(long_enough(tokenizer, c, rule or TokenMask()) for c in (first, *others))
 
 
 @dataclass(frozen=True)
@@ -66,65 +78,102 @@ def as_row(chat: Chat) -> torch.Tensor:
     return torch.tensor([chat.input_ids])
 
 
-def observe(model: Any, tokenizer: Any, messages: Sequence[Message] = CHATS[0]) -> Observed:
-    """A full forward with ``output_hidden_states`` and a hook on every layer.
+def observe(model: Any, tokenizer: Any, rule: TokenMask | None = None) -> Observed:
+    """A full forward of the first of :func:`chats_for` with ``output_hidden_states`` and a hook on
+    every layer.
 
     :raises ScoringError: it failed, or a hook never ran.
     """
+    messages = chats_for(tokenizer, rule)[0]
     chat = tokenize_chat(tokenizer, messages)
     input_ids = as_row(chat)
     parts = anatomy(model)
     streams: dict[int, torch.Tensor] = {}
     layers = range(parts.num_layers + 1)
-    with watching(model, layers, streams.__setitem__), _received(model) as received:
+    with watching(model, layers, streams.__setitem__), _received(model, streams) as received:
         output = forward(model, input_ids, output_hidden_states=True)
     check_ran(set(layers), streams)
     if output.hidden_states is None or len(output.hidden_states) != len(layers):
         raise ScoringError("the model did not return its hidden states")
-    boundaries = []
-    for layer in range(parts.num_layers):
-        sent = streams[layer]
-        got = received.get(layer)
-        if got is not None and got.device != sent.device:
-            boundaries.append(
-                BoundaryReading(
-                    layer=layer,
-                    source=str(sent.device),
-                    target=str(got.device),
-                    differing=differing(sent, got),
-                )
-            )
     return Observed(
-        tuple(messages),
+        messages,
         chat,
         input_ids,
         streams,
         tuple(output.hidden_states),
-        tuple(boundaries),
+        tuple(read_boundaries(streams, received, [runs_on(block) for block in parts.blocks])),
         parts.num_layers,
     )
 
 
 @contextmanager
-def _received(model: Any) -> Iterator[dict[int, torch.Tensor]]:
-    """What each block works on, seen on its own device: the input of its first norm, after the
-    dispatcher has moved it."""
-    found: dict[int, torch.Tensor] = {}
-    handles = []
-    for layer, block in enumerate(anatomy(model).blocks):
-        names = ("input_layernorm", "ln_1", "attention_norm")
-        norm = next((getattr(block, name) for name in names if hasattr(block, name)), None)
-        if norm is not None:
+def _received(
+    model: Any, sent: Mapping[int, torch.Tensor]
+) -> Iterator[dict[int, tuple[str, torch.Tensor]]]:
+    """Layer to what the block that works on it was given, and that block's class; seen on its own
+    device, as the input of the first module inside it: its dispatcher has moved it by then."""
+    import torch
 
-            def see(_module: Any, args: tuple[Any, ...], layer: int = layer) -> None:
-                found[layer] = args[0]
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    with ExitStack() as stack:
+        for layer, block in enumerate(anatomy(model).blocks):
+            kind = type(block).__name__
 
-            handles.append(norm.register_forward_pre_hook(see))
-    try:
+            def see(
+                _module: Any,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                layer: int = layer,
+                kind: str = kind,
+            ) -> None:
+                if layer in found or layer not in sent:
+                    return
+                given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+                shape = sent[layer].shape
+                value = next((v for v in given if v.shape == shape), None)
+                if value is not None:
+                    found[layer] = kind, value
+
+            for module in block.modules():
+                if module is not block:
+                    handle = module.register_forward_pre_hook(see, with_kwargs=True)
+                    stack.callback(handle.remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def read_boundaries(
+    sent: Mapping[int, torch.Tensor],
+    received: Mapping[int, tuple[str, torch.Tensor]],
+    devices: Sequence[torch.device],
+) -> list[BoundaryReading]:
+    """Each place where a block runs on another device than the one whose output it works on.
+
+    :param sent: layer to its stream, where it was made.
+    :param received: layer to the class of the block that works on it and to what was seen inside
+        that block. A class whose modules are given something else than the block is can't tell: it
+        shows where nothing moves.
+    :param devices: where each block runs.
+    """
+    elsewhere = {
+        kind
+        for layer, (kind, got) in received.items()
+        if got.device == sent[layer].device == devices[layer] and differing(sent[layer], got)
+    }
+    readings = []
+    for layer, target in enumerate(devices):
+        if target == sent[layer].device:
+            continue
+        kind, got = received.get(layer, ("", None))
+        readable = got is not None and got.device == target and kind not in elsewhere
+        readings.append(
+            BoundaryReading(
+                layer=layer,
+                source=str(sent[layer].device),
+                target=str(target),
+                differing=differing(sent[layer], got) if got is not None and readable else None,
+            )
+        )
+    return readings
 
 
 def differing(a: torch.Tensor, b: torch.Tensor) -> int:

@@ -5,6 +5,7 @@ Imports errors; numpy inside functions only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass, field, fields
@@ -91,6 +92,8 @@ class Probe:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise self._error(name, f"{value} is not a finite number")
+        if not self.mask.roles:
+            raise self._error("mask.roles", "names no role whose texts are scored")
         for name in ("left", "right", "exclude_last"):
             value = getattr(self.mask, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 16:
@@ -131,6 +134,18 @@ class Probe:
                 bias -= float(self.mean[position] @ weight)
             pairs.append((weight, bias))
         return tuple(pairs)
+
+    def folded(self) -> Probe:
+        """The same score, up to rounding, without a scaler: in direction and bias alone."""
+        pairs = self.affine()
+        return dataclasses.replace(
+            self,
+            directions=tuple(weight for weight, _ in pairs),
+            bias=sum(bias for _, bias in pairs) / len(pairs),
+            mean=None,
+            scale=None,
+            normalize=False,
+        )
 
     @property
     def digest(self) -> str:

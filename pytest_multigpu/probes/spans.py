@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ScoringError
+from ..errors import ScoringError, first_line
 from .probe import TokenMask
 
 Message = Mapping[str, str]
+_LONGEST = 1024
+"""Tokens that the checks' own chats may have, for a probe that leaves out the last ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,25 +29,31 @@ class Chat:
     """First and one past the last token of each message's text; empty where they are equal."""
     roles: tuple[str, ...]
 
+    def chosen(self, rule: TokenMask) -> list[int]:
+        """Tokens of the rule's roles, widened, those included that it leaves out at the end."""
+        picked: set[int] = set()
+        for role, (start, end) in zip(self.roles, self.spans, strict=True):
+            if role in rule.roles:
+                last = min(len(self.input_ids), end + rule.right)
+                picked.update(range(max(0, start - rule.left), last))
+        return sorted(picked)
+
     def mask(self, rule: TokenMask) -> tuple[bool, ...]:
         """Which tokens a probe scores.
 
         :raises ScoringError: none is left.
         """
-        picked = [False] * len(self.input_ids)
-        for role, (start, end) in zip(self.roles, self.spans, strict=True):
-            if role in rule.roles:
-                last = min(len(picked), end + rule.right)
-                for token in range(max(0, start - rule.left), last):
-                    picked[token] = True
-        chosen = [index for index, on in enumerate(picked) if on]
-        kept = chosen[: len(chosen) - rule.exclude_last]
-        if not kept:
+        chosen = self.chosen(rule)
+        if not chosen:
             roles = ", ".join(rule.roles)
             raise ScoringError(f"no token to score: the chat has no text of {roles}")
-        for index in set(chosen) - set(kept):
-            picked[index] = False
-        return tuple(picked)
+        kept = set(chosen[: max(0, len(chosen) - rule.exclude_last)])
+        if not kept:
+            raise ScoringError(
+                f"no token to score: the probe leaves out the last {rule.exclude_last} tokens and "
+                f"the chat has {len(chosen)} of {', '.join(rule.roles)}"
+            )
+        return tuple(index in kept for index in range(len(self.input_ids)))
 
 
 def tokenize_chat(tokenizer: Any, messages: Sequence[Message], **variables: Any) -> Chat:
@@ -63,14 +71,34 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[Message], **variables: Any)
         raise ScoringError("the tokenizer has no chat template; set one")
     text = _render(tokenizer, messages, variables)
     places = _locate(tokenizer, messages, text, variables)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
+    input_ids, offsets = _encode(tokenizer, text)
     return Chat(
         text=text,
-        input_ids=tuple(encoded["input_ids"]),
+        input_ids=input_ids,
         spans=tuple(_tokens(offsets, *place) for place in places),
         roles=tuple(message["role"] for message in messages),
     )
+
+
+def long_enough(
+    tokenizer: Any, messages: Sequence[Message], rule: TokenMask, **variables: Any
+) -> tuple[Message, ...]:
+    """``messages``; where the rule leaves out all their tokens, the texts of its roles said twice,
+    four times and so on until one is left, in chats of at most some thousand tokens.
+
+    :raises ScoringError: as :func:`tokenize_chat`.
+    """
+    said = tuple(messages)
+    while rule.exclude_last:
+        chat = tokenize_chat(tokenizer, said, **variables)
+        tokens = len(chat.chosen(rule))
+        if not 0 < tokens <= rule.exclude_last or tokens > _LONGEST:
+            return said
+        said = tuple(
+            {**m, "content": f"{m['content']} {m['content']}"} if m["role"] in rule.roles else m
+            for m in said
+        )
+    return said
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
@@ -84,6 +112,29 @@ def _render(tokenizer: Any, messages: Sequence[Message], variables: Mapping[str,
     except Exception as error:  # Templates raise their own errors about roles and order.
         raise ScoringError(f"the chat template refused the messages: {error}") from error
     return str(rendered)
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """Token ids, and the characters that each token stands for."""
+    slow = (
+        f"{type(tokenizer).__name__} does not tell which characters a token stands for; "
+        "use a fast tokenizer"
+    )
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError as error:
+        raise ScoringError(slow) from error
+    except Exception as error:  # half of a surrogate pair, say: no UTF-8
+        text = f"{type(error).__name__}: {first_line(error)}"
+        raise ScoringError(f"the chat can't be tokenised: {text}") from error
+    if "offset_mapping" not in encoded:
+        raise ScoringError(slow)
+    offsets, covered = [], 0
+    for start, stop in encoded["offset_mapping"]:
+        # Many tokenizers trim offsets: a token of spaces alone then stands for nothing.
+        offsets.append((start if start < stop else min(covered, start), stop))
+        covered = max(covered, stop)
+    return tuple(encoded["input_ids"]), offsets
 
 
 def _locate(

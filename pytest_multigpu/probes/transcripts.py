@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
+from ..files import read_text, why_unread
 from .metrics import Auroc, auroc
 from .probe import Probe
 from .scoring import Score
 from .spans import Message
+
+_UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Parts of a message that chat templates print and that are not scored here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,12 @@ class Transcript:
 def read_transcripts(path: Path) -> tuple[Transcript, ...]:
     """:raises UsageError: unreadable, or a line that is no transcript; names file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON may hold U+2028, U+0085 and their like as they are: splitlines() would end there.
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text; check the path") from error
+        raise UsageError(
+            f"{path}: cannot be read as text: {why_unread(error)}; check the path"
+        ) from error
     found = [
         _transcript(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
     ]
@@ -54,24 +61,39 @@ def _transcript(path: Path, number: int, line: str) -> Transcript:
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             raise UsageError(f"{where}: messages: each needs role and content as text")
+        unread = next((key for key in _UNREAD if message.get(key)), None)
+        if unread is not None:
+            raise UsageError(
+                f"{where}: messages: {unread} would be left out of what the model read; put it "
+                "into content as the game did"
+            )
     label = fields.get("label")
     if label is not None and label not in (0, 1):
         raise UsageError(f"{where}: label: {label!r:.40} is not true, false, 1 or 0")
     return Transcript(
-        name=str(fields.get("id", number)),
+        name=one_line(str(fields.get("id", number))),
         messages=tuple({"role": m["role"], "content": m["content"]} for m in messages),
         label=None if label is None else bool(label),
     )
 
 
-def table(probe: Probe, transcripts: Sequence[Transcript], scores: Sequence[Score]) -> list[str]:
-    """Lines of a table; with a threshold, a verdict; with labels of both kinds, the AUROC."""
+def table(
+    probe: Probe,
+    transcripts: Sequence[Transcript],
+    scores: Sequence[Score],
+    *,
+    believed: bool = True,
+) -> list[str]:
+    """Lines of a table; with a threshold, a verdict; with labels, the AUROC or why there is none.
+
+    :param believed: False where the weights were synthesised: neither verdicts nor an AUROC then.
+    """
     width = max(4, *(len(t.name) for t in transcripts))
     lines = [f"{'text':<{width}}  {'score':>12}  {'tokens':>6}  label  verdict"]
     for transcript, score in zip(transcripts, scores, strict=True):
         label = "-" if transcript.label is None else str(int(transcript.label))
         verdict = "-"
-        if probe.threshold is not None:
+        if believed and probe.threshold is not None:
             positive = score.value > probe.threshold
             verdict = probe.positive_class if positive else f"not {probe.positive_class}"
         lines.append(
@@ -79,10 +101,17 @@ def table(probe: Probe, transcripts: Sequence[Transcript], scores: Sequence[Scor
             f"{label:>5}  {verdict}"
         )
     area = area_of(transcripts, scores)
-    if area is not None:
+    labels = [t.label for t in transcripts if t.label is not None]
+    if labels and not believed:
+        lines.append("no AUROC: the weights are synthesised")
+    elif area is not None:
         lines.append(
             f"AUROC {area.value:.3f} (95% {area.low:.3f} to {area.high:.3f}; "
             f"{area.positives} positive, {area.negatives} negative)"
+        )
+    elif labels:
+        lines.append(
+            f"no AUROC: all {len(labels)} labels are {int(labels[0])}; it needs texts of both"
         )
     return lines
 

@@ -6,6 +6,7 @@ Imports only the standard library.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class GpuHealth:
     """Uncorrected ECC errors since the driver was loaded."""
     ecc_aggregate: int | None = None
     """Uncorrected ECC errors of the card's life."""
+    ecc: Literal["on", "off", "none"] | None = None
+    """``none``: this card has no ECC to switch on. Without it errors are not counted: unknown."""
     remap_pending: bool | None = None
     """A memory row waits for a GPU reset to be replaced."""
     remap_failed: bool | None = None

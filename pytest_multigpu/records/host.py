@@ -70,17 +70,23 @@ class ReadSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointReport:
-    """A safetensors checkpoint, checked by its files alone."""
+    """A checkpoint, checked by its files alone."""
 
     path: str
+    fetch: str = ""
+    """What mends every problem, as a command where there is one."""
+    found: bool = True
+    """A weight file or an index is there; False for a folder with a config.json alone."""
+    pickled: bool = False
+    """Its weights are ``torch.save`` files: their tensors were not checked."""
     total_bytes: int = 0
     """Size of the weight files found."""
     files: tuple[str, ...] = ()
     """Names of the weight files that the checkpoint should have, in order."""
     tensors: int = 0
     problems: tuple[str, ...] = ()
-    """One sentence each, naming the file and the remedy."""
+    """One sentence each, naming the file."""
 
     @property
     def complete(self) -> bool:
-        return not self.problems
+        return self.found and not self.problems

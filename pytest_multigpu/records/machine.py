@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Gpu:
     nvlinks: int | None = None
     """NVLinks that are up; 0 if the card has none, None if unknown."""
     problem: str | None = None
+    remedy: str = ""
+    """What to do about ``problem``; empty where there is nothing better than to rent another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,9 @@ class Machine:
     """The newest CUDA that the driver serves, ``13.0``."""
     visible: tuple[int, ...] = ()
     """NVML indices in CUDA order: ``cuda:i`` is ``visible[i]``."""
+    order_problem: str | None = None
+    """Why the order of ``visible`` is a guess: of mixed cards CUDA did not tell its own. A plan
+    may then be for other cards. The end of a sentence that begins "CUDA"."""
     visible_env: str | None = None
     """CUDA_VISIBLE_DEVICES as it was found; None if unset."""
     simulated: str | None = None
@@ -52,3 +57,11 @@ class Machine:
         """The GPUs that CUDA sees, in CUDA order, unreadable ones included."""
         by_index = {gpu.index: gpu for gpu in self.gpus}
         return tuple(by_index[index] for index in self.visible)
+
+    def idle(self) -> Machine:
+        """The machine as it would be if nobody used it."""
+        gpus = tuple(
+            replace(gpu, used_bytes=0, free_bytes=gpu.free_bytes + gpu.used_bytes)
+            for gpu in self.gpus
+        )
+        return replace(self, gpus=gpus)

@@ -100,7 +100,8 @@ class BoundaryReading:
     """``hidden_states`` index of what was sent."""
     source: str
     target: str
-    differing: int
+    differing: int | None
+    """Values whose bits differ; None if what the next one got could not be seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,5 +111,7 @@ class SizeReading:
     layer: int
     site: str
     ratio: float
+    own_layer: int
+    """The probe's layer whose mean and scale these are."""
     is_probe: bool = False
     """Whether it is where the probe reads."""

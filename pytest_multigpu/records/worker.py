@@ -41,9 +41,6 @@ class WorkerDevice:
     total_bytes: int
     free_bytes: int
     """Right after the context was made."""
-    context_bytes: int | None = None
-    """What the context, its kernels and its peer mappings took beside tensors, at the end of
-    the worker's work; None if NVML could not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

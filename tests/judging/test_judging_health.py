@@ -50,6 +50,16 @@ def test_healthy_gpus_share_their_records() -> None:
             "unknown",
             "the driver does not report ECC errors",
         ),
+        (
+            {"ecc_volatile": None, "ecc_aggregate": None, "ecc": "off"},
+            "unknown",
+            "ECC is off, so that nobody counts its memory's errors",
+        ),
+        (
+            {"ecc_volatile": None, "ecc_aggregate": None, "ecc": "none"},
+            "unknown",
+            "this card has no ECC, so that nobody counts its memory's errors",
+        ),
         ({"remap_pending": True}, "failed", "a faulty memory row waits for a reset to be remapped"),
         ({"remap_failed": True}, "failed", "a faulty memory row could not be remapped"),
         (
@@ -73,19 +83,30 @@ def test_healthy_gpus_share_their_records() -> None:
         ({"busy_samples": 0}, "unknown", "it was idle whenever it was read"),
         (
             {"pcie_width": 8},
-            "failed",
-            "PCIe link at x8 of x16, generation 5 of 5; a sibling has x16",
+            "warned",
+            "PCIe link at x8 of x16, generation 5 of 5: at most 50% of what the card could have",
         ),
         (
             {"pcie_generation": 3},
             "warned",
-            "PCIe link at x16 of x16, generation 3 of 5: loading is slower than it could be",
+            "PCIe link at x16 of x16, generation 3 of 5: at most 25% of what the card could have",
         ),
         ({"pcie_width": None}, "unknown", "the driver does not report its PCIe link"),
         (
             {"nvlinks_active": 16, "nvlinks_inactive": 2},
             "failed",
             "16 of 18 NVLinks up; a sibling has 18",
+        ),
+        (
+            {"nvlinks_active": 1, "nvlinks_inactive": 17},
+            "failed",
+            "1 of 18 NVLinks up; a sibling has 18",
+        ),
+        (
+            {"nvlinks_active": 0, "nvlinks_inactive": 4},
+            "warned",
+            "none of 4 NVLinks up; a sibling has 18: a card without a bridge, whose copies go over "
+            "PCIe",
         ),
         (
             {"nvlinks_active": None, "nvlinks_inactive": None},
@@ -129,6 +150,25 @@ def test_links_down_on_a_card_alone_are_a_warning() -> None:
 def test_a_narrow_link_on_all_cards_is_a_warning() -> None:
     rows = [replace(FINE, pcie_width=8), replace(TWIN, pcie_width=8)]
     assert [r.outcome for r in judge_health(rows) if r.name.startswith("PCIe")] == ["warned"]
+
+
+@pytest.mark.parametrize(("too_slow", "outcome"), [([], "warned"), ([1], "failed")])
+def test_a_narrow_link_fails_with_its_bandwidth(too_slow: list[int], outcome: str) -> None:
+    rows = [FINE, replace(TWIN, pcie_width=4, pcie_generation=4)]
+    judged = judge_health(rows, host_gb_per_s={0: 54.0, 1: 6.71}, too_slow=too_slow)
+    (record,) = [r for r in judged if r.name.startswith("PCIe") and r.outcome != "passed"]
+    assert (record.outcome, record.reason, record.remedy) == (
+        outcome,
+        "GPU 1: PCIe link at x4 of x16, generation 4 of 5: 6.7 GB/s from the host, at most 12% of "
+        "what the card could have",
+        "reseat the card if its slot has x16, or rent another machine",
+    )
+
+
+def test_a_whole_link_passes_however_slow_the_copies() -> None:
+    """They have a record of their own."""
+    judged = judge_health([FINE, TWIN], host_gb_per_s={1: 3.0}, too_slow=[1])
+    assert {record.outcome for record in judged} == {"passed"}
 
 
 def test_an_idle_link_may_be_slow() -> None:

@@ -15,6 +15,7 @@ from pytest_multigpu.judging.host import (
     judge_host_memory,
     judge_read_speed,
 )
+from pytest_multigpu.judging.verdict import sentence
 from pytest_multigpu.records.host import CheckpointReport, DiskSpace, HostMemory, ReadSpeed
 from pytest_multigpu.units import GIB
 
@@ -46,12 +47,35 @@ def test_checkpoint() -> None:
     whole = CheckpointReport(path="/m", total_bytes=2 * GIB, files=("a", "b"), tensors=9)
     (record,) = judge_checkpoint(whole)
     assert (record.outcome, record.measured) == ("passed", "2 files, 2.0 GiB")
-    problem = "/m/a is truncated: 1 of 2 bytes; hf download meta/llama"
-    (record,) = judge_checkpoint(replace(whole, problems=(problem,)))
+    damaged = replace(
+        whole, problems=("/m/a is truncated: 1 of 2 bytes",), fetch="hf download meta/llama"
+    )
+    (record,) = judge_checkpoint(damaged)
+    assert record.outcome == "failed"
+    assert sentence(record) == "/m/a is truncated: 1 of 2 bytes; hf download meta/llama"
+
+
+def test_a_folder_without_weights_is_a_warning() -> None:
+    (record,) = judge_checkpoint(
+        CheckpointReport(path="/m\n", found=False, fetch="copy or download it again")
+    )
     assert (record.outcome, record.reason, record.remedy) == (
-        "failed",
-        problem,
-        "hf download meta/llama",
+        "warned",
+        "/m\\n holds no weights: they are synthesised",
+        "copy or download it again",
+    )
+
+
+def test_pickled_weights_are_a_warning() -> None:
+    (record,) = judge_checkpoint(
+        CheckpointReport(path="/m", total_bytes=GIB, files=("a.bin",), pickled=True)
+    )
+    assert (record.outcome, record.measured, record.reason, record.remedy) == (
+        "warned",
+        "1 file, 1.0 GiB",
+        "/m has its weights as pickles, not as safetensors: transformers' own loader reads them, "
+        "several times slower, and their tensors are not checked",
+        "load it once and save_pretrained() it, which writes safetensors",
     )
 
 

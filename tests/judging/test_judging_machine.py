@@ -8,7 +8,7 @@ import pytest
 
 from pytest_multigpu.judging.driver import judge_architectures, judge_driver
 from pytest_multigpu.judging.machine import judge_gpus
-from pytest_multigpu.judging.visibility import judge_visibility
+from pytest_multigpu.judging.visibility import judge_cuda, judge_environment
 from pytest_multigpu.judging.vram import HELD_LIMIT, judge_free_memory
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.health import FreeMemory, Holder
@@ -144,8 +144,20 @@ def test_mixed_gpus_are_a_warning() -> None:
             ["0", "1", "2", "3"],
             [
                 (
-                    "warned",
-                    "CUDA_DEVICE_ORDER=BUS is not a value that CUDA knows",
+                    "failed",
+                    "CUDA_DEVICE_ORDER=BUS is no value that CUDA knows, and it does not start",
+                    "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+                )
+            ],
+        ),
+        (
+            SEEN,
+            GpuEnvironment(cuda_device_order=""),
+            ["0", "1", "2", "3"],
+            [
+                (
+                    "failed",
+                    "CUDA_DEVICE_ORDER= is no value that CUDA knows, and it does not start",
                     "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
                 )
             ],
@@ -157,7 +169,8 @@ def test_mixed_gpus_are_a_warning() -> None:
             [
                 (
                     "warned",
-                    "CUDA numbers the GPUs differently from nvidia-smi",
+                    "CUDA numbers the GPUs differently from nvidia-smi: copies and speeds name "
+                    "them by CUDA's numbers, VRAM and health by nvidia-smi's",
                     "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
                 )
             ],
@@ -187,13 +200,13 @@ def test_visibility(
     uuids: list[str],
     expected: list[tuple[str, str, str]],
 ) -> None:
-    assert bad(judge_visibility(FOUR, visibility, environment, uuids)) == expected
+    records = judge_environment(FOUR, visibility, environment)
+    assert bad([*records, judge_cuda(FOUR, visibility, uuids)]) == expected
 
 
 def test_cuda_that_was_not_asked_is_unknown() -> None:
-    records = judge_visibility(FOUR, SEEN, GpuEnvironment(), None, "the worker died")
-    assert [record.outcome for record in records] == ["passed", "unknown"]
-    assert records[1].reason == "the worker died"
+    record = judge_cuda(FOUR, SEEN, None, "the worker died")
+    assert (record.outcome, record.reason) == ("unknown", "the worker died")
 
 
 def row(used: int, *holders: Holder) -> FreeMemory:
@@ -247,6 +260,36 @@ def test_a_gpu_that_is_too_small_is_left_to_the_plan() -> None:
     assert (record.outcome, record.expected) == ("passed", None)
 
 
+MIXED = replace(SEEN, certain_order=False)
+
+
+def test_mixed_cards_in_another_order_than_the_plans_are_a_failure() -> None:
+    record = judge_cuda(FOUR, MIXED, ["1", "0", "2", "3"])
+    assert (record.outcome, record.reason, record.remedy) == (
+        "failed",
+        "CUDA numbers mixed GPUs otherwise than the plan, which is for other cards",
+        "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+    )
+    assert judge_cuda(FOUR, MIXED, ["0", "1", "2", "3"]).outcome == "passed"
+
+
+def test_mixed_cards_whose_order_is_a_guess_are_a_failure() -> None:
+    guessed = replace(FOUR, order_problem="did not answer within 10 s")
+    assert bad(judge_environment(guessed, MIXED, GpuEnvironment())) == [
+        (
+            "failed",
+            "mixed GPUs, which CUDA numbers by speed, and CUDA did not answer within 10 s: "
+            "the plan may be for other cards",
+            "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        )
+    ]
+    known = judge_environment(FOUR, MIXED, GpuEnvironment())
+    assert [(r.name, r.outcome) for r in known if r.name == "GPU order"] == [
+        ("GPU order", "passed")
+    ]
+    assert not [r for r in judge_environment(FOUR, SEEN, GpuEnvironment()) if r.name == "GPU order"]
+
+
 @pytest.mark.parametrize(
     ("torch", "cuda", "outcome", "reason"),
     [
@@ -267,6 +310,12 @@ def test_cuda_that_does_not_start() -> None:
     (record,) = judge_driver(FOUR, "2.11.0", "12.8", "Error 802: system not yet initialized")
     assert record.outcome == "failed"
     assert record.remedy.startswith("systemctl start nvidia-fabricmanager")
+    (mask,) = judge_driver(
+        FOUR, "2.11.0", "12.8", "RuntimeError: Error 101: invalid device ordinal"
+    )
+    assert mask.remedy == "unset CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES"
+    (other,) = judge_driver(FOUR, "2.11.0", "12.8", "RuntimeError: Error 999: unknown error")
+    assert other.remedy == "reboot the machine, or rent another"
     (unknown,) = judge_driver(replace(FOUR, cuda=None), "2.11.0", "12.8")
     assert unknown.outcome == "unknown"
 

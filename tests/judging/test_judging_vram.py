@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_multigpu.judging.vram import (
+    HELD_BY_A_DESKTOP,
     HELD_LIMIT,
     describe_holders,
     judge_free_memory,
@@ -77,6 +78,23 @@ def test_how_much_to_wait_for(need: int | None, wanted: int) -> None:
     assert wanted_bytes(row(0), need) == wanted
     small = FreeMemory(gpu=0, total_bytes=GIB // 4, used_bytes=0, free_bytes=0)
     assert wanted_bytes(small, None) == 0
+
+
+@pytest.mark.parametrize(("more", "lacks"), [(0, False), (1, True)])
+def test_a_small_cards_desktop_may_hold_more_than_its_share(more: int, lacks: bool) -> None:
+    used = HELD_BY_A_DESKTOP + more
+    small = FreeMemory(
+        gpu=0, total_bytes=8 * GIB, used_bytes=used, free_bytes=8 * GIB - used, reserved_bytes=0
+    )
+    assert lacks_memory(small, GIB, plan_fits=True) is lacks
+    assert lacks_memory(small, small.free_bytes + 1, plan_fits=True)
+    assert wanted_bytes(small, GIB) == 4 * GIB
+
+
+@pytest.mark.parametrize("need", [None, USABLE])
+def test_where_nothing_would_fit_freed_nobody_is_to_blame(need: int | None) -> None:
+    assert lacks_memory(row(70 * GIB), need, plan_fits=False)
+    assert not lacks_memory(row(70 * GIB), need, plan_fits=False, fits_if_freed=False)
 
 
 def test_a_lost_gpu_fails_with_its_own_words() -> None:

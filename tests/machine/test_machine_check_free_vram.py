@@ -18,7 +18,7 @@ HELD = 40 * GIB
 
 
 def run(
-    fake: FakeNvml, environ: dict[str, str], need: int, **plan: Any
+    fake: FakeNvml, environ: dict[str, str], need: int, *, freed: bool = True, **plan: Any
 ) -> tuple[list[Record], Any]:
     asked: list[str] = []
     request = SimpleNamespace(getfixturevalue=asked.append)
@@ -28,6 +28,7 @@ def run(
         machine,
         SimpleNamespace(devices=[*devices, SimpleNamespace(device="cpu", peak_bytes=9)], **plan),  # type: ignore[arg-type]
         Settings(wait_seconds=0.0),
+        SimpleNamespace(fits_if_freed=freed),  # type: ignore[arg-type]
         request,  # type: ignore[arg-type]
     )
     return records, asked
@@ -72,6 +73,21 @@ def test_what_is_held_beside_a_plan_that_fits(fake: FakeNvml, held: int, outcome
     fake.gpus[2].used = held
     records, _ = run(fake, {}, 30 * GIB, fits=True)
     assert records[2].outcome == outcome
+
+
+@pytest.mark.parametrize(("freed", "outcome"), [(True, "failed"), (False, "warned")])
+def test_held_memory_is_the_reason_only_if_freeing_it_would_do(
+    fake: FakeNvml, freed: bool, outcome: str
+) -> None:
+    """A desktop's 1.2 GiB does not keep a 405B off a 24 GiB card: the card does."""
+    fake.gpus[2].used = GIB + GIB // 5
+    records, asked = run(fake, {}, 90 * GIB, fits=False, freed=freed)
+    assert [record.outcome for record in records] == ["passed", "passed", outcome, "passed"]
+    assert records[2].reason == (
+        "GPU 2 has 78.0 GiB of 79.6 GiB free: 1.2 GiB held by a holder that is not visible from "
+        "here"
+    )
+    assert asked == ["gpu_worker"]
 
 
 def test_the_plan_counts_in_cuda_order(fake: FakeNvml) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_multigpu.judging.machine import judge_gpus
+from pytest_multigpu.judging.vram import judge_free_memory
 from pytest_multigpu.machine import nvml as module
 from pytest_multigpu.machine.fake import GPU_IS_LOST, H100_BYTES, NOT_SUPPORTED, FakeGpu, FakeNvml
 from pytest_multigpu.machine.health import Sampler, merge, read_health
 from pytest_multigpu.machine.holders import read_free, wait_for_free
 from pytest_multigpu.machine.nvml import read_machine
-from pytest_multigpu.records.health import GpuHealth
+from pytest_multigpu.records.health import FreeMemory, GpuHealth
 from pytest_multigpu.records.machine import Machine
-from pytest_multigpu.units import GIB, MIB
+from pytest_multigpu.requirements import GpuRequirement, unmet
+from pytest_multigpu.units import GIB, MIB, gib
 
 
 def _bindings() -> list[Any]:
@@ -53,6 +58,7 @@ def test_contract_health(binding: Any) -> None:
         assert row.samples == 1
         assert row.throttle is None or row.throttle >= 0
         assert row.nvlinks_active is not None
+        assert row.ecc in ("on", "off", "none")
 
 
 def test_contract_errors_carry_their_code(binding: Any) -> None:
@@ -97,6 +103,24 @@ def test_an_unreadable_gpu_stays_a_row(code: int) -> None:
     assert machine.problem is None
     assert machine.gpus[1].problem == f"GPU 1 cannot be read: {fake.NVMLError(code)}"
     assert machine.visible == (0, 1, 2)
+
+
+def test_a_gpu_that_shares_the_hosts_memory_says_so() -> None:
+    both = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")
+    fake = FakeNvml([FakeGpu(name="NVIDIA GB10", errors=dict.fromkeys(both, NOT_SUPPORTED))])
+    machine = read_machine({}, fake)
+    (gpu,) = machine.gpus
+    assert gpu.problem == (
+        "GPU 0 (NVIDIA GB10): the driver does not report its memory, as with GPUs that share the "
+        "host's"
+    )
+    rows = [FreeMemory(gpu=0, total_bytes=0, free_bytes=0, used_bytes=0, problem=gpu.problem)]
+    for record in (*judge_gpus(machine), *judge_free_memory(machine, rows, {}, plan_fits=False)):
+        assert (record.outcome, record.reason) == ("failed", gpu.problem)
+        assert record.remedy == (
+            "rent a machine whose GPUs have memory of their own: nothing can be planned without "
+            "its size"
+        )
 
 
 def test_a_gpu_lost_midway_keeps_what_was_read() -> None:
@@ -189,9 +213,60 @@ def test_health_tells_unsupported_from_none() -> None:
     assert (row.nvlinks_active, row.nvlinks_inactive) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("card", "mode", "errors"),
+    [
+        (FakeGpu(), "on", 0),
+        (FakeGpu(ecc_on=False), "off", None),
+        (
+            FakeGpu(
+                errors={
+                    "nvmlDeviceGetEccMode": NOT_SUPPORTED,
+                    "nvmlDeviceGetTotalEccErrors": NOT_SUPPORTED,
+                }
+            ),
+            "none",
+            None,
+        ),
+        (FakeGpu(errors={"nvmlDeviceGetEccMode": 999}), None, 0),
+    ],
+)
+def test_ecc_that_is_off_or_not_there(card: FakeGpu, mode: str | None, errors: int | None) -> None:
+    (row,) = read_health(FakeNvml([card]))
+    assert (row.ecc, row.ecc_volatile, row.ecc_aggregate) == (mode, errors, errors)
+    assert (row.problem, row.samples) == (None, 1)
+
+
 def test_health_counts_links_up_and_down() -> None:
     (row,) = read_health(FakeNvml([FakeGpu(nvlinks=(True, False, True))]))
     assert (row.nvlinks_active, row.nvlinks_inactive) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("links", "errors", "found"),
+    [
+        ((True,) * 18, {}, 18),
+        ((True, False, True), {}, 2),
+        ((), {}, 0),
+        ((True,), {"nvmlDeviceGetNvLinkState": 999}, None),
+    ],
+)
+def test_the_inventory_counts_links_that_are_up(
+    links: tuple[bool, ...], errors: dict[str, int], found: int | None
+) -> None:
+    fake = FakeNvml([FakeGpu(nvlinks=links, errors=errors)])
+    machine = read_machine({}, fake)
+    assert (machine.gpus[0].nvlinks, machine.gpus[0].problem) == (found, None)
+    lacking = unmet(GpuRequirement(nvlink=True), machine)
+    facts = {None: "NVLinks unknown", 0: "0 NVLinks up"}.get(found)
+    free = gib(machine.gpus[0].free_bytes)
+    expected = f"needs 1 GPU with NVLink; found 0 (GPU 0: {free} free, {facts})"
+    assert lacking == (None if found else expected)
+
+
+def test_a_gpu_lost_while_its_links_are_counted_is_a_problem() -> None:
+    fake = FakeNvml([FakeGpu(errors={"nvmlDeviceGetNvLinkState": GPU_IS_LOST})])
+    assert read_machine({}, fake).gpus[0].problem == "GPU 0 cannot be read: GPU is lost"
 
 
 def test_health_of_a_lost_gpu_is_a_problem() -> None:
@@ -236,6 +311,31 @@ def test_the_sampler_sees_what_comes_and_goes() -> None:
     assert row.samples > 1
 
 
+def test_the_sampler_tells_some_seconds_from_the_rest() -> None:
+    fake = FakeNvml(2)
+
+    def until(reasons: int) -> float:
+        fake.gpus[1].reasons = reasons
+        seen = sampler.result()[1].samples
+        deadline = time.monotonic() + 5
+        while sampler.result()[1].samples < seen + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return time.time()
+
+    with Sampler([0, 1], fake, interval=0.001) as sampler:
+        began = until(0)
+        slowed = until(0x40)
+        ended = until(0)
+    first, second = sampler.between(began, slowed)
+    assert (first.index, first.throttle, second.index) == (0, 0, 1)
+    assert second.throttle == 0x40
+    # What does not change under load is there too.
+    assert (second.name, second.sm_max_mhz, second.ecc_volatile) == (fake.gpus[1].name, 1980, 0)
+    assert 0 < second.samples < sampler.result()[1].samples
+    assert sampler.between(ended + 60, ended + 61) == ()
+    assert sampler.between(0, began)[1].throttle == 0
+
+
 def test_a_sampler_that_cannot_start_is_no_health() -> None:
     with Sampler([0, 1], FakeNvml(2, errors={"nvmlInit": 999})) as sampler:
         pass
@@ -277,11 +377,28 @@ def test_waiting_at_the_byte(spare: int, waits: bool) -> None:
 
 
 def test_holders_are_named_largest_first() -> None:
-    import os
-
     fake = FakeNvml([FakeGpu(used=41 * GIB, processes={os.getpid(): GIB, 4_000_000: 40 * GIB})])
     (row,) = read_free(fake)
     assert [holder.pid for holder in row.holders] == [4_000_000, os.getpid()]
     assert row.holders[0].name is None
     assert row.holders[1].name
     assert row.holders[1].user
+
+
+@pytest.mark.parametrize(
+    ("comm", "name"),
+    [
+        ("trainiert-für".encode()[:12], "trainiert-f\ufffd"),  # as the kernel cuts a long name
+        (b"two\nlines", "two\\nlines"),
+        (b"  ", None),
+    ],
+)
+def test_any_process_name_is_one_readable_line(comm: bytes, name: str | None) -> None:
+    own = Path("/proc/self/comm")
+    before = own.read_bytes()
+    own.write_bytes(comm)
+    try:
+        (row,) = read_free(FakeNvml([FakeGpu(used=GIB, processes={os.getpid(): GIB})]))
+    finally:
+        own.write_bytes(before.removesuffix(b"\n"))
+    assert row.holders[0].name == name

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 # pytester forgets modules that an inner run imports; those of ours must stay the same ones.
@@ -18,3 +20,17 @@ def _only_our_plugins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     And pytest-randomly imports numpy, which pytester would have to import twice.
     """
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in OTHERS))
+
+
+@pytest.fixture(scope="session")
+def heavy_modules() -> None:
+    """torch and transformers, as a run with a model imports them: those that an inner run imports
+    are forgotten, and torch cannot be imported twice."""
+    from pytest_multigpu.options import CPU_MODEL, Settings
+    from pytest_multigpu.session import GpuSession
+
+    session = GpuSession(Settings(tier="cpu", model=CPU_MODEL), os.environ)
+    try:
+        session.score_texts()
+    finally:
+        session.close()

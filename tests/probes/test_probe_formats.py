@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from pytest_multigpu.errors import ProbeFileError
-from pytest_multigpu.probes.__main__ import main
 from pytest_multigpu.probes.formats import load_probe, save_probe
 from pytest_multigpu.probes.probe import AGGREGATIONS, Probe, TokenMask
 from pytest_multigpu.probes.reference import (
@@ -165,6 +164,53 @@ def test_two_rows_are_the_log_odds(tmp_path: Path) -> None:
     assert np.allclose(reference_scores(load_probe(folder), {5: x.numpy()}), odds)
 
 
+def head(folder: Path, **config: Any) -> Path:
+    """A linear head with other keys in its config."""
+    write("head", folder)
+    described = {"layer_idx": 4, **config}
+    (folder / "head" / "probe_config.json").write_text(json.dumps(described))
+    return folder / "head"
+
+
+def test_a_head_states_its_token_mask(tmp_path: Path) -> None:
+    mask = {"roles": ["user"], "left": 4, "right": 1, "exclude_last": 2}
+    probe = load_probe(head(tmp_path, mask=mask, target_layer_name="LlamaDecoderLayer"))
+    assert probe.mask == TokenMask(roles=("user",), left=4, right=1, exclude_last=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"token_mask": {"left": 4}}, "token_mask: unknown key; known: layer_idx, hidden_size, "),
+        ({"mlp_hidden_dim": 64}, "mlp_hidden_dim: unknown key; known: layer_idx, hidden_size, "),
+        ({"mask": "assistant"}, "mask: is not an object"),
+        ({"mask": {"lefts": 4}}, "mask.lefts: unknown key; known: roles, left, right, "),
+        ({"mask": {"left": -1}}, "mask.left: -1 is not from 0 to 2147483647"),
+        ({"target_layer_name": 5}, "target_layer_name: 5 is not text"),
+        ({"hidden_size": 5}, "hidden_size: 5 is not the weight's 512"),
+    ],
+)
+def test_wrong_probe_config(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    folder = head(tmp_path, **change)
+    with pytest.raises(ProbeFileError) as error:
+        load_probe(folder)
+    assert str(error.value).startswith(f"{folder / 'probe_config.json'}: {text}")
+
+
+def test_a_head_fitted_with_an_adapter(tmp_path: Path) -> None:
+    """Published trainers put the LoRA beside the head: without it the model scores otherwise."""
+    folder = head(tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    for path in (folder, folder / "probe_head.bin"):
+        with pytest.raises(ProbeFileError) as error:
+            load_probe(path)
+        assert str(error.value) == (
+            f"{folder}: holds adapter_config.json: the head was fitted on a model with that "
+            "adapter, which is not loaded here; merge it into the model and put the head into a "
+            "folder of its own"
+        )
+
+
 def test_index_by_blocks(tmp_path: Path) -> None:
     path, sidecar = save_probe(synthetic_probe(8, 8, layers=(3,)), tmp_path / "p.safetensors")
     described = json.loads(sidecar.read_text())
@@ -242,6 +288,7 @@ def test_missing_files(tmp_path: Path) -> None:
         ({"mean": (np.ones(3),), "scale": (np.ones(3),)}, "mean: has vectors of different lengths"),
         ({"mean": (np.ones(4),), "scale": (np.zeros(4),)}, "scale: of layer 1 is not above zero"),
         ({"bias": float("inf")}, "bias: inf is not a finite number"),
+        ({"mask": TokenMask(roles=())}, "mask.roles: names no role whose texts are scored"),
     ],
 )
 def test_probes_that_cannot_be(fields: dict[str, Any], text: str) -> None:
@@ -268,19 +315,23 @@ def test_synthetic_depth() -> None:
     assert float(np.linalg.norm(one.directions[0])) == pytest.approx(1)
 
 
-def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write("apollo-arrays", tmp_path)
-    target = tmp_path / "out.safetensors"
-    assert main(["convert", str(source), str(target), "--site", "final_norm"]) == 0
-    assert capsys.readouterr().out == (
-        f"{source}: apollo, hidden_states 3, 5, site final_norm\n"
-        f"written: {target} and {tmp_path / 'out.json'}\n"
-    )
-    assert load_probe(target).site == "final_norm"
-    assert main(["convert", str(source), str(tmp_path / "out.pt")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'out.pt'}: does not end in .safetensors; name it so\n"
-    )
+@pytest.mark.parametrize("length", [0x80, 0x180, 0xFF80])
+def test_a_safetensors_header_as_long_as_a_pickle_s_first_byte(tmp_path: Path, length: int) -> None:
+    """Every 32nd header is: they are padded to 8 bytes."""
+    described = {"dtype": "F32", "shape": [1, 8], "data_offsets": [0, 32]}
+    values = np.arange(1, 9, dtype=np.float32)
+    path, sidecar = save_probe(synthetic_probe(8, 4, layers=(3,)), tmp_path / "p.safetensors")
+
+    def write(target: Path, name: str, shape: list[int]) -> None:
+        header = json.dumps({name: {**described, "shape": shape}}).encode().ljust(length)
+        target.write_bytes(length.to_bytes(8, "little") + header + values.tobytes())
+
+    write(path, "direction.3", [8])
+    assert load_probe(path).directions[0].tolist() == list(range(1, 9))
+    sidecar.unlink()
+    write(tmp_path / "probe.safetensors", "weight", [1, 8])
+    (tmp_path / "probe_config.json").write_text('{"layer_idx": 2}')
+    assert load_probe(tmp_path).directions[0].tolist() == list(range(1, 9))
 
 
 def test_pickles_of_every_protocol(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from pytest_multigpu.errors import ProbeFileError, ScoringError
 from pytest_multigpu.judging import probe as judge
+from pytest_multigpu.judging import probe_fit
 from pytest_multigpu.probes import capture, observe, scoring
 from pytest_multigpu.probes.alone import Alone
+from pytest_multigpu.probes.drift import score_texts
 from pytest_multigpu.probes.invariants import fit, scored, ways
 from pytest_multigpu.probes.observe import CHATS, Observed
 from pytest_multigpu.probes.probe import Probe, TokenMask
@@ -47,7 +49,7 @@ def records(model: Any, tokenizer: Any, probe: Probe, seen: Observed) -> list[Re
     alone = Alone(model, tokenizer, probe)
     cached, text = generated(model, tokenizer, probe)
     return [
-        *judge.judge_fit(fit.fit_of(probe, model, "tiny")),
+        *probe_fit.judge_fit(fit.fit_of(probe, model, "tiny")),
         judge.judge_layers(observe.read_layers(seen)),
         *map(judge.judge_boundary, seen.boundaries),
         *map(judge.judge_hook, scored.read_hooks(model, probe, seen, alone.streams(0))),
@@ -82,6 +84,30 @@ def test_all_hold(model: Any, tokenizer: Any, observed: Observed, probe: Probe) 
     found = records(model, tokenizer, probe, observed)
     assert [record for record in found if record.outcome != "passed"] == []
     assert len(found) == 16 + 2 * (len(probe.layers) - 1)
+
+
+@pytest.mark.parametrize("exclude_last", [5, 6, 30])
+def test_all_hold_where_the_last_tokens_are_left_out(
+    model: Any, tokenizer: Any, probe: Probe, exclude_last: int
+) -> None:
+    """A text of the checks' own has six tokens: too few for such a probe."""
+    rule = TokenMask(exclude_last=exclude_last)
+    leaving = dataclasses.replace(probe, mask=rule)
+    seen = observe.observe(model, tokenizer, rule)
+    found = records(model, tokenizer, leaving, seen)
+    assert [record for record in found if record.outcome != "passed"] == []
+    values, _ = score_texts(model, tokenizer, leaving)
+    assert len(set(values)) > 50
+
+
+def test_a_span_of_fewer_tokens_than_are_left_out(
+    tokenizer: Any, observed: Observed, probe: Probe
+) -> None:
+    """The check's own expectation must not count from the other end either."""
+    every = dataclasses.replace(probe, mask=TokenMask(exclude_last=27))
+    score = scoring.Score(value=0.0, tokens=(0.0,), positions=(0,))
+    assert len(observed.chat.chosen(every.mask)) == 26
+    assert scored.read_span(tokenizer, every, observed, score).expected == ()
 
 
 def only(found: list[Record], name: str) -> Record:
@@ -134,13 +160,16 @@ def test_wrong_site_in_the_probe_shows_in_the_ratio(
 ) -> None:
     normed = dataclasses.replace(probe, site="final_norm")
     fitted = fit.with_scaler(Alone(model, tokenizer, normed))
-    assert judge.judge_size(fit.read_sizes(model, fitted, observed)).outcome == "passed"
+    assert probe_fit.judge_size(fit.read_sizes(model, fitted, observed)).outcome == "passed"
     wrong = dataclasses.replace(fitted, site="raw")
-    record = judge.judge_size(fit.read_sizes(model, wrong, observed))
+    record = probe_fit.judge_size(fit.read_sizes(model, wrong, observed), source="my probe.pt")
     assert record.outcome == "failed"
     assert record.reason.startswith("activations at layer 3, site raw, are ")
     assert ", site final_norm, would fit (" in record.reason
-    assert record.remedy.endswith("and site final_norm in the probe's JSON")
+    assert record.remedy == (
+        "if it was fitted there: python -m pytest_multigpu.probes convert 'my probe.pt' "
+        "moved.safetensors --site final_norm, and --gpu-probe=moved.safetensors"
+    )
 
 
 def test_wrong_layer_in_the_probe_names_the_neighbour(
@@ -148,9 +177,12 @@ def test_wrong_layer_in_the_probe_names_the_neighbour(
 ) -> None:
     fitted = fit.with_scaler(Alone(model, tokenizer, dataclasses.replace(probe, layers=(0,))))
     wrong = dataclasses.replace(fitted, layers=(2,))
-    record = judge.judge_size(fit.read_sizes(model, wrong, observed))
+    record = probe_fit.judge_size(fit.read_sizes(model, wrong, observed), source="p.pt")
     assert record.outcome == "failed"
-    assert record.remedy == "set layer 0 and site raw in the probe's JSON"
+    assert record.remedy == (
+        "if it was fitted there: python -m pytest_multigpu.probes convert p.pt moved.safetensors "
+        "--layer 0, and --gpu-probe=moved.safetensors"
+    )
 
 
 def test_batch_row_0_only(
@@ -209,7 +241,7 @@ def test_mask_not_widened(
 
 def test_probe_of_another_model(model: Any, tokenizer: Any, probe: Probe) -> None:
     other = synthetic_probe(HIDDEN * 2, LAYERS, layers=(3,), model="acme/Other-9B")
-    hidden, layers, name = judge.judge_fit(fit.fit_of(other, model, "llama-3.3-70b"))
+    hidden, layers, name = probe_fit.judge_fit(fit.fit_of(other, model, "llama-3.3-70b"))
     assert (hidden.outcome, layers.outcome, name.outcome) == ("failed", "passed", "failed")
     assert hidden.reason == "the probe was fitted on a model of another hidden size"
     assert name.reason == "the probe was fitted on another model"
@@ -304,7 +336,7 @@ def test_nan_in_the_activations(model: Any, tokenizer: Any, probe: Probe) -> Non
 
 def test_layer_out_of_range(model: Any, tokenizer: Any) -> None:
     deep = synthetic_probe(HIDDEN, 80, layers=(22,))
-    record = judge.judge_fit(fit.fit_of(deep, model, "tiny"))[1]
+    record = probe_fit.judge_fit(fit.fit_of(deep, model, "tiny"))[1]
     assert (record.outcome, record.reason) == ("failed", "layer 22 is out of range for 6 layers")
     with pytest.raises(ScoringError) as error:
         score_chats(model, tokenizer, deep, [CHATS[0]])
@@ -409,39 +441,3 @@ def test_boundary_and_bits() -> None:
     assert record.reason == "hidden_states[20] changes on its way"
     clean = dataclasses.replace(reading, differing=0)
     assert judge.judge_boundary(clean).outcome == "passed"
-
-
-@pytest.mark.parametrize(
-    ("ratio", "outcome"),
-    [(0.4999, "failed"), (0.5, "passed"), (1.0, "passed"), (2.0, "passed"), (2.0001, "failed")],
-)
-def test_ratio_limits(ratio: float, outcome: str) -> None:
-    from pytest_multigpu.records.probe import SizeReading
-
-    own = SizeReading(layer=22, site="raw", ratio=ratio, is_probe=True)
-    assert judge.judge_size([own]).outcome == outcome
-    assert judge.judge_size([]).outcome == "unknown"
-
-
-@pytest.mark.parametrize(
-    ("probe_model", "model_name", "outcome"),
-    [
-        ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.3-70b", "passed"),
-        ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", "passed"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "/data/models/Llama-3.3-70B-Instruct", "passed"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "/data/weights", "warned"),
-        ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.1-8b", "failed"),
-    ],
-)
-def test_model_ids(probe_model: str, model_name: str, outcome: str) -> None:
-    from pytest_multigpu.records.probe import ProbeFit
-
-    fit = ProbeFit(
-        probe_hidden=8,
-        model_hidden=8,
-        probe_layers=(1,),
-        model_layers=2,
-        probe_model=probe_model,
-        model=model_name,
-    )
-    assert judge.judge_fit(fit)[2].outcome == outcome

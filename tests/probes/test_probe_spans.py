@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pytest_multigpu.errors import ScoringError
+from pytest_multigpu.probes.observe import CHATS, chats_for
 from pytest_multigpu.probes.probe import TokenMask
-from pytest_multigpu.probes.spans import tokenize_chat
+from pytest_multigpu.probes.spans import long_enough, tokenize_chat
 
 
 def texts(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
@@ -63,10 +64,37 @@ def test_mask(tokenizer: Any) -> None:
     assert scored(TokenMask(exclude_last=5)) == "o"
     assert scored(TokenMask(left=1000, right=1000)) == chat.text
     assert scored(TokenMask(roles=("user",))) == "skip"
-    for rule in (TokenMask(exclude_last=6), TokenMask(roles=("tool",))):
-        with pytest.raises(ScoringError) as error:
-            chat.mask(rule)
-        assert str(error.value) == (f"no token to score: the chat has no text of {rule.roles[0]}")
+    with pytest.raises(ScoringError) as error:
+        chat.mask(TokenMask(roles=("tool",)))
+    assert str(error.value) == "no token to score: the chat has no text of tool"
+
+
+@pytest.mark.parametrize("exclude_last", [6, 7, 11, 65535])
+def test_a_rule_that_leaves_out_every_token(tokenizer: Any, exclude_last: int) -> None:
+    """One more than there are must not count from the other end."""
+    chat = tokenize_chat(tokenizer, [{"role": "assistant", "content": "onetwo"}])
+    with pytest.raises(ScoringError) as error:
+        chat.mask(TokenMask(exclude_last=exclude_last))
+    assert str(error.value) == (
+        f"no token to score: the probe leaves out the last {exclude_last} tokens and the chat "
+        "has 6 of assistant"
+    )
+
+
+def test_the_checks_chats_are_long_enough_for_the_rule(tokenizer: Any) -> None:
+    chats = chats_for(tokenizer, TokenMask(exclude_last=30))
+    assert [chat[-1]["content"] for chat in chats] == [
+        "No, I read it in the news. No, I read it in the news.",
+        "I did. I did. I did. I did. I did. I did. I did. I did.",
+        CHATS[2][-1]["content"],
+    ]
+    assert [chat[:-1] for chat in chats] == [chat[:-1] for chat in CHATS]
+    assert chats_for(tokenizer, TokenMask()) == CHATS
+    # A rule that no text of reasonable length satisfies fails when it is scored.
+    (chat,) = [long_enough(tokenizer, CHATS[1], TokenMask(exclude_last=65535))]
+    with pytest.raises(ScoringError, match=r"^no token to score: the probe leaves out the last "):
+        tokenize_chat(tokenizer, chat).mask(TokenMask(exclude_last=65535))
+    assert len(tokenize_chat(tokenizer, chat).input_ids) < 4096
 
 
 def test_templates_that_rewrite_are_an_error(tokenizer: Any) -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_multigpu.errors import ScoringError, UsageError
-from pytest_multigpu.model.tokenizer import built_in_tokenizer
-from pytest_multigpu.probes.__main__ import main
-from pytest_multigpu.probes.formats import save_probe
 from pytest_multigpu.probes.metrics import auroc, ranks, spearman
-from pytest_multigpu.probes.scoring import Score, score_chats
+from pytest_multigpu.probes.scoring import Score
 from pytest_multigpu.probes.synthetic import synthetic_probe
-from pytest_multigpu.probes.transcripts import read_transcripts, table
+from pytest_multigpu.probes.transcripts import Transcript, read_transcripts, table
 
 
 def test_auroc_by_counting_pairs() -> None:
@@ -53,28 +50,67 @@ def test_rank_correlation() -> None:
 
 
 def test_transcripts_and_their_table(tmp_path: Path) -> None:
-    import dataclasses
-
     path = tmp_path / "t.jsonl"
     said = [{"role": "assistant", "content": "x"}]
     lines = [
-        json.dumps({"id": "game-1", "messages": said, "label": True}),
+        json.dumps({"id": "game\n1", "messages": said, "label": True}),
         "",
         json.dumps({"messages": said, "label": 0}),
         json.dumps(said),
     ]
     path.write_text("\n".join(lines))
     found = read_transcripts(path)
-    assert [(t.name, t.label) for t in found] == [("game-1", True), ("3", False), ("4", None)]
+    assert [(t.name, t.label) for t in found] == [("game\\n1", True), ("3", False), ("4", None)]
     probe = dataclasses.replace(synthetic_probe(4, 4), threshold=0.5, positive_class="deceptive")
     scores = [Score(value=v, tokens=(v,), positions=(0,)) for v in (1.25, 0.5, -3.0)]
     assert table(probe, found, scores) == [
-        "text           score  tokens  label  verdict",
-        "game-1          1.25       1      1  deceptive",
-        "3                0.5       1      0  not deceptive",
-        "4                 -3       1      -  not deceptive",
+        "text            score  tokens  label  verdict",
+        "game\\n1          1.25       1      1  deceptive",
+        "3                 0.5       1      0  not deceptive",
+        "4                  -3       1      -  not deceptive",
         "AUROC 1.000 (95% 1.000 to 1.000; 1 positive, 1 negative)",
     ]
+
+
+def test_line_breaks_that_json_may_hold(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    texts = ["one\u2028two", "one\u2029two", "one\x85two", "one\x1dtwo", "one\x0btwo"]
+    # The control characters below U+0020 must be escaped; the others may stand as they are.
+    lines = [
+        json.dumps([{"role": "assistant", "content": t}], ensure_ascii=t in texts[3:])
+        for t in texts
+    ]
+    path.write_text("\r\n".join(lines) + "\n", encoding="utf-8", newline="")
+    assert [t.messages[0]["content"] for t in read_transcripts(path)] == texts
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_labels_of_one_class_say_why_there_is_no_auroc(label: bool) -> None:
+    said = ({"role": "assistant", "content": "x"},)
+    found = [Transcript(name=str(n), messages=said, label=label) for n in range(3)]
+    scores = [Score(value=float(n), tokens=(1.0,), positions=(0,)) for n in range(3)]
+    assert table(synthetic_probe(4, 4), found, scores)[-1] == (
+        f"no AUROC: all 3 labels are {int(label)}; it needs texts of both"
+    )
+    unlabelled = [dataclasses.replace(t, label=None) for t in found]
+    assert table(synthetic_probe(4, 4), unlabelled, scores)[-1].startswith("2 ")
+
+
+def test_unreadable_transcripts(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "latin").write_bytes(b"\xff")
+    for name, reason in (
+        ("pipe", "it is a named pipe, not a regular file"),
+        (".", "it is a folder, not a regular file"),
+        ("none", "No such file or directory"),
+    ):
+        with pytest.raises(UsageError) as error:
+            read_transcripts(tmp_path / name)
+        assert str(error.value) == (
+            f"{tmp_path / name}: cannot be read as text: {reason}; check the path"
+        )
+    with pytest.raises(UsageError, match="'utf-8' codec can't decode byte 0xff"):
+        read_transcripts(tmp_path / "latin")
 
 
 @pytest.mark.parametrize(
@@ -95,36 +131,3 @@ def test_damaged_transcripts(tmp_path: Path, line: str, text: str) -> None:
     with pytest.raises(UsageError) as error:
         read_transcripts(path)
     assert str(error.value) == f"{path}, line 1: {text}"
-
-
-def test_score_from_files(
-    make_llama: Callable[[], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A checkpoint, a probe and transcripts in; the same scores as in memory out."""
-    model = make_llama()
-    model.save_pretrained(tmp_path / "model")
-    probe = synthetic_probe(64, 6, layers=(3,))
-    save_probe(probe, tmp_path / "probe.safetensors")
-    chats = [
-        [{"role": "user", "content": "Did you?"}, {"role": "assistant", "content": answer}]
-        for answer in ("No.", "I did not, as I said.", "Yes")
-    ]
-    lines = [json.dumps({"messages": c, "label": i % 2}) for i, c in enumerate(chats)]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    arguments = ["score", str(tmp_path / "t.jsonl"), "--probe", str(tmp_path / "probe.safetensors")]
-    arguments += ["--model", str(tmp_path / "model"), "--tier", "cpu", "--dtype", "float32"]
-    assert main([*arguments, "--batch", "2", "--out", str(tmp_path / "out.json")]) == 0
-    printed = capsys.readouterr().out
-    assert "AUROC " in printed
-    assert "weights: checkpoint; probe: " in printed
-    kept = json.loads((tmp_path / "out.json").read_text())
-    expected = score_chats(model, built_in_tokenizer(), probe, chats)
-    assert [row["value"] for row in kept["scores"]] == pytest.approx(
-        [score.value for score in expected], rel=1e-4
-    )
-    assert kept["auroc"]["positives"] == 1
-    (tmp_path / "t.jsonl").write_text("[]")
-    assert main(arguments) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 't.jsonl'}, line 1: messages: is not a list of messages\n"
-    )

@@ -10,6 +10,7 @@ other arguments go to the real worker. It works on real GPUs and on CPU stand-in
 ``{"kind": "upload", "gpu": g}``                          one byte from the host changes
 ``{"kind": "product", "gpu": g}``                         one bit of every product is flipped
 ``{"kind": "slow", "gpu": g, "times": n}``                does all timed work n times
+``{"kind": "narrow", "gpu": g, "times": n}``              copies from the host n times
 ``{"kind": "full", "gpu": g}``                            shows 1 MiB free
 ``{"kind": K, "at": M, "gpus": [...]}``                   K is ``kill``, ``hang`` or ``raise``, at
                                                           the backend's method M on those GPUs
@@ -80,7 +81,8 @@ class FaultyBackend:
 
     def upload(self, out: torch.Tensor, host: torch.Tensor, gpu: int) -> None:
         self._stop("upload", gpu)
-        self._inner.upload(out, host, gpu)
+        for _ in range(self._fault["times"] if self._is("narrow", gpu=gpu) else 1):
+            self._inner.upload(out, host, gpu)
         if self._is("upload", gpu=gpu):
             out[out.numel() // 3] ^= 1
 

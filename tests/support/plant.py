@@ -14,7 +14,7 @@ import pkgutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def plant_nvml(
     torch: tuple[str, str | None] = ("2.11.0+cu128", "12.8"),
     unseen: list[int] | None = None,
     start_error: str | None = None,
+    by_speed: list[int] | None = None,
+    driver_order: bool = True,
     **options: Any,
 ) -> None:
     """A machine of ``machine/fake.py``, a torch that can use it, and a worker that stands for it.
@@ -56,12 +58,16 @@ def plant_nvml(
     :param hang: the function that never answers.
     :param unseen: GPUs that the worker's CUDA does not see.
     :param start_error: what CUDA says when it is started.
+    :param by_speed: the GPUs, fastest first: CUDA's order unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    :param driver_order: False: the driver does not tell that order, only the worker does.
     """
+    from pytest_multigpu.errors import MachineError
     from pytest_multigpu.machine import nvml, torch_build
     from pytest_multigpu.machine.fake import FakeNvml
     from pytest_multigpu.machine.visibility import read_visibility
 
     fake = FakeNvml(gpus, errors=errors, **options)
+    keywords: Any = nvml.read_machine.__kwdefaults__
     for number, fields in (change or {}).items():
         _put(fake.gpus[int(number)], **fields)
     for index in lose or ():
@@ -70,19 +76,29 @@ def plant_nvml(
         _lose_later(fake, function, index)
     if hang is not None:
         fake.hang = hang
-        defaults: Any = nvml.read_machine.__kwdefaults__
-        defaults["seconds"] = 2.0
+        keywords["seconds"] = 2.0
     _put(nvml, load_nvml=lambda: fake)
     _put(torch_build, read_torch_build=lambda: tuple(torch))
 
+    def in_cuda_order(environ: Mapping[str, str]) -> tuple[int, ...]:
+        rows = nvml.read_machine({}, fake, ask_cuda=untold).gpus
+        by_bus = by_speed is None or environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+        ordered = rows if by_bus else [rows[index] for index in by_speed or ()]
+        # CUDA counts a mask's indices in its own order, whatever that is.
+        return read_visibility(environ.get("CUDA_VISIBLE_DEVICES"), ordered, "PCI_BUS_ID").visible
+
+    def untold(environ: Mapping[str, str]) -> tuple[str, ...]:
+        raise MachineError("could not be asked: CUDA error 999")
+
+    def told(environ: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(fake.gpus[index].uuid for index in in_cuda_order(environ))
+
+    keywords["ask_cuda"] = told if driver_order else untold
+
     def standins() -> list[list[str]]:
-        machine = nvml.read_machine(os.environ)
-        value = os.environ.get("CUDA_VISIBLE_DEVICES")
-        order = os.environ.get("CUDA_DEVICE_ORDER")
-        visible = read_visibility(value, machine.gpus, order).visible
         return [
             [fake.gpus[index].uuid, fake.gpus[index].name]
-            for index in visible
+            for index in in_cuda_order(os.environ)
             if index not in (unseen or ())
         ]
 

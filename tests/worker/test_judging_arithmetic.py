@@ -16,6 +16,8 @@ from pytest_multigpu.judging.thresholds import (
     RELATIVE_ERROR,
     SLOW_SIBLING,
 )
+from pytest_multigpu.judging.throttling import how_it_ran
+from pytest_multigpu.records.health import GpuHealth
 from pytest_multigpu.records.worker import WorkerReport
 
 Make = Callable[..., WorkerReport]
@@ -130,7 +132,7 @@ def test_a_slow_sibling(healthy: Make, field: str, share: float, outcome: str) -
     if outcome == "failed":
         assert records[2].reason == (
             f"GPU 2 reaches {speed:.1f} {unit}, its siblings {typical:.1f} {unit}: "
-            "below 80% of them"
+            "below 80% of them; NVML did not say how it ran meanwhile"
         )
         assert "-i 2" in records[2].remedy
 
@@ -144,7 +146,8 @@ def test_all_slow_against_the_datasheet(healthy: Make, less: float, outcome: str
     assert [record.outcome for record in records] == [outcome] * 2
     if outcome == "failed":
         assert records[0].reason == (
-            "GPU 0 reaches 2010.2 GB/s, too little for the 3352 GB/s of its datasheet"
+            "GPU 0 reaches 2010.2 GB/s, too little for the 3352 GB/s of its datasheet; "
+            "NVML did not say how it ran meanwhile"
         )
 
 
@@ -162,4 +165,79 @@ def test_host_floor(healthy: Make, less: float, outcome: str) -> None:
     (record,) = arithmetic.host_bandwidths(replace(report, uploads=(upload,)))
     assert record.outcome == outcome
     if less:
-        assert record.reason == "GPU 0 reaches 1.0 GB/s, too little for any sound PCIe link"
+        assert record.reason == (
+            "GPU 0 reaches 1.0 GB/s, too little for any sound PCIe link; NVML did not say how it "
+            "ran meanwhile"
+        )
+
+
+def ran(index: int, **changes: Any) -> GpuHealth:
+    base = GpuHealth(
+        index=index,
+        throttle=0,
+        temperature_c=60 + index,
+        sm_mhz=1965 + 5 * index,
+        sm_max_mhz=1980,
+        power_w=640.4 + index,
+        pcie_width=16,
+        pcie_width_max=16,
+        pcie_generation=5,
+        pcie_generation_max=5,
+    )
+    return replace(base, **changes)
+
+
+def test_a_slow_sibling_is_shown_as_it_ran(healthy: Make) -> None:
+    readings = {i: ran(i) for i in range(4)}
+    readings[2] = ran(2, sm_mhz=990, temperature_c=91, power_w=400.0, throttle=0x44)
+    report = with_speed(healthy(), 2, tflop_per_s=300.0, memory_gb_per_s=2000.0)
+    expected = (
+        "below 80% of them; it ran at 990 of 1980 MHz, 91 C, 400 W, hardware thermal slowdown, at "
+        "the power cap; its siblings at 1965 to 1980 of 1980 MHz, 60 to 63 C, 640 to 643 W, not "
+        "slowed"
+    )
+    for judge in (arithmetic.product_speeds, arithmetic.memory_bandwidths):
+        (slow,) = [one for one in judge(report, readings) if one.outcome == "failed"]
+        assert slow.device == "GPU 2"
+        assert slow.reason.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"problem": "GPU is lost"}, "NVML did not say how it ran meanwhile"),
+        ({"throttle": None}, "it ran at 1965 of 1980 MHz, 60 C, 640 W, throttle reasons unknown"),
+        ({"sm_max_mhz": None}, "it ran at 1965 MHz, 60 C, 640 W, not slowed"),
+        (
+            {"sm_mhz": None, "temperature_c": None, "power_w": None},
+            "it ran at unknown clocks, not slowed",
+        ),
+        ({"throttle": 0x22}, "640 W, slowed by the driver for heat, at clocks that somebody set"),
+    ],
+)
+def test_what_nvml_does_not_say_is_unknown(changes: dict[str, Any], words: str) -> None:
+    assert how_it_ran(0, [1], {0: ran(0, **changes)}).endswith(words)
+
+
+def test_a_slow_host_copy_is_shown_with_its_link(healthy: Make) -> None:
+    readings = {0: ran(0), 1: ran(1, pcie_width=4, pcie_generation=None), 2: ran(2)}
+    report = healthy(3)
+    uploads = (*report.uploads[:1], replace(report.uploads[1], gb_per_s=13.5), report.uploads[2])
+    report = replace(report, uploads=uploads)
+    (slow,) = [
+        one for one in arithmetic.host_bandwidths(report, readings) if one.outcome == "failed"
+    ]
+    assert slow.reason == (
+        "GPU 1 reaches 13.5 GB/s, its siblings 54.0 GB/s: below 40% of them; its PCIe link ran at "
+        "x4 of x16, generation ? of 5; its siblings at x16 of x16, generation 5 of 5"
+    )
+    assert arithmetic.slow_from_host(report) == [1]
+
+
+@pytest.mark.parametrize(("speed", "slow"), [(54.0 * 0.4, []), (54.0 * 0.4 - 0.01, [1])])
+def test_half_of_the_lanes_is_enough_from_the_host(
+    healthy: Make, speed: float, slow: list[int]
+) -> None:
+    report = healthy(2)
+    uploads = (report.uploads[0], replace(report.uploads[1], gb_per_s=speed))
+    assert arithmetic.slow_from_host(replace(report, uploads=uploads)) == slow

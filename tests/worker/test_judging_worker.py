@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pytest_multigpu.judging.interconnect import copies
 from pytest_multigpu.judging.worker import not_measured, worker_came_through
-from pytest_multigpu.records.worker import TorchVersions, Unmeasured, WorkerReport
+from pytest_multigpu.records.worker import TorchVersions, Unmeasured, WorkerReport, WorkerStep
 
 Make = Callable[..., WorkerReport]
 
@@ -25,12 +25,24 @@ def test_hung(healthy: Make) -> None:
     assert "nvidia-smi --gpu-reset" in record.remedy
 
 
+def test_before_the_gpus_were_touched_the_remedy_is_not_about_them(healthy: Make) -> None:
+    begun = (WorkerStep(name="import torch", started=1.0, seconds=None),)
+    for steps, stopped in (((), "its start"), (begun, "import torch")):
+        step = steps[0].name if steps else None
+        report = healthy(failure="it died", failed_step=step, failed_gpus=(), steps=steps)
+        record = worker_came_through(report)
+        assert record.measured == f"stopped at {stopped}"
+        assert record.remedy.startswith("`python -c 'import torch'` in an empty folder must work")
+        assert "nvidia-smi" not in record.remedy
+
+
 def test_what_was_left_out_is_unknown_with_its_reason(healthy: Make) -> None:
     why = Unmeasured(step="devices", gpus=(2,), reason="GPU 2 has 1 MiB free")
     (record,) = copies(healthy(4, pairs=(), unmeasured=(why,)))
     assert record.outcome == "unknown"
     assert record.device == "GPU 2"
     assert record.reason == "not measured: GPU 2 has 1 MiB free"
+    assert record.remedy == ("free the memory of that GPU, or leave it out of CUDA_VISIBLE_DEVICES")
 
 
 def test_no_gpu_is_a_shortfall_and_a_dead_worker_is_not(healthy: Make) -> None:

@@ -78,7 +78,7 @@ def test_a_sample_that_is_not_finite_is_infinitely_wrong() -> None:
 def test_too_little_free_memory_is_unmeasured_not_slow(faulty: ModuleType) -> None:
     out = io.StringIO()
     backend = faulty.FaultyBackend(CpuBackend(1), {"kind": "full", "gpu": 0})
-    arithmetic.memory_speeds(backend, Emitter(out))
+    arithmetic.memory_speeds(backend, Emitter(out), [0])
     (event,) = [json.loads(line) for line in out.getvalue().splitlines() if "unmeasured" in line]
     assert event["reason"] == "less than 768 MiB free on GPU 0"
     assert results(out, "memory speed") == []
@@ -87,6 +87,6 @@ def test_too_little_free_memory_is_unmeasured_not_slow(faulty: ModuleType) -> No
 def test_a_slow_gpu_measures_slow(faulty: ModuleType) -> None:
     out = io.StringIO()
     backend = faulty.FaultyBackend(CpuBackend(2), {"kind": "slow", "gpu": 1, "times": 50})
-    arithmetic.memory_speeds(backend, Emitter(out), buffer_bytes=1 << 16)
+    arithmetic.memory_speeds(backend, Emitter(out), [0, 1], buffer_bytes=1 << 16)
     first, second = results(out, "memory speed")
     assert second["gb_per_s"] < first["gb_per_s"] / 4

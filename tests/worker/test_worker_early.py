@@ -37,22 +37,22 @@ class FakeLibcuda:
         return 2  # out of memory: torch will meet it again
 
 
-def test_memory_is_read_before_the_driver_makes_any_context() -> None:
+def test_the_driver_is_started_before_it_makes_any_context() -> None:
     asked: list[str] = []
     library = FakeLibcuda(asked)
-    early = EarlyContexts(lambda: asked.append("read"), lambda: library).start()
+    early = EarlyContexts(lambda: library).start()
     early.wait_for_driver()
     for gpu in range(3):  # one more than the driver has
         early.wait_for(gpu)
-    assert asked[:2] == ["read", "init"]
-    assert sorted(asked[2:]) == ["context 10", "context 11"]
+    assert asked[0] == "init"
+    assert sorted(asked[1:]) == ["context 10", "context 11"]
 
 
 def test_waiting_for_a_gpu_waits_for_its_context() -> None:
     asked: list[str] = []
     library = FakeLibcuda(asked, count=1)
     library.go.clear()
-    early = EarlyContexts(lambda: None, lambda: library).start()
+    early = EarlyContexts(lambda: library).start()
     early.wait_for_driver()
     waiting = threading.Thread(target=early.wait_for, args=(0,), daemon=True)
     waiting.start()
@@ -67,17 +67,17 @@ def test_no_driver_and_a_driver_that_does_not_start_are_left_to_torch() -> None:
     def missing() -> Any:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    early = EarlyContexts(lambda: None, missing).start()
+    early = EarlyContexts(missing).start()
     early.wait_for_driver()
     early.wait_for(0)
     asked: list[str] = []
-    early = EarlyContexts(lambda: None, lambda: FakeLibcuda(asked, init=803)).start()
+    early = EarlyContexts(lambda: FakeLibcuda(asked, init=803)).start()
     early.wait_for_driver()
     early.wait_for(0)
     assert asked == ["init"]
 
 
 def test_one_that_was_never_started_waits_for_nothing() -> None:
-    early = EarlyContexts(lambda: None)
+    early = EarlyContexts()
     early.wait_for_driver()
     early.wait_for(0)

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from pytest_multigpu.errors import MachineError
-from pytest_multigpu.machine.worker import WorkerHandle, start_worker
+from pytest_multigpu.judging import arithmetic, interconnect
+from pytest_multigpu.judging.worker import worker_came_through
+from pytest_multigpu.machine.worker import COMMAND, WorkerHandle, start_worker
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--load-seconds=0.005", "--memory-bytes=65536")
@@ -93,6 +95,84 @@ def test_its_end_names_step_and_gpus(
     step = report.step("copies" if gpus == (1, 2) else "contexts")
     assert step is not None
     assert step.seconds is None
+
+
+def test_a_gpu_short_of_memory_is_left_out_alone(faulty_command: tuple[str, ...]) -> None:
+    report = start_faulty(faulty_command, {"kind": "full", "gpu": 1}, timeout_s=60).result()
+    assert report.failure is None
+    assert [(entry.step, entry.gpus) for entry in report.unmeasured] == [("devices", (1,))]
+    assert report.unmeasured[0].reason.startswith("GPU 1 has 1 MiB free; copies and arithmetic")
+    assert [device.index for device in report.devices] == [0, 1, 2]
+    assert [(pair.source, pair.target) for pair in report.pairs] == [(0, 2), (2, 0)]
+    assert all(pair.gb_per_s for pair in report.pairs)
+    assert {chain.order for chain in report.chains} == {(0, 2, 0), (2, 0, 2)}
+    assert {upload.gpu for upload in report.uploads} == {0, 2}
+    assert {product.gpu for product in report.products} == {0, 2}
+    assert {speed.gpu for speed in report.speeds} == {0, 2}
+    assert all(speed.memory_gb_per_s and speed.tflop_per_s for speed in report.speeds)
+    # What is missing is unknown by the GPU's name, in each check; the others are judged.
+    for judge in (
+        *(interconnect.uploads, interconnect.copies, interconnect.chains),
+        *(interconnect.pair_bandwidths, arithmetic.products, arithmetic.memory_bandwidths),
+        *(arithmetic.product_speeds, arithmetic.host_bandwidths),
+    ):
+        records = judge(report)
+        unknown = [record for record in records if record.outcome == "unknown"]
+        assert {record.device for record in unknown} == {"GPU 1"}
+        assert len(records) > len(unknown)
+
+
+def test_all_short_of_memory_measures_nothing(faulty_command: tuple[str, ...]) -> None:
+    handle = start_worker(
+        copy_bytes=COPY_BYTES,
+        devices="cpu",
+        command=faulty_command,
+        arguments=(*SMALL, '--fault={"kind": "full", "gpu": 0}'),
+    )
+    report = handle.result()
+    assert report.failure is None
+    assert not report.uploads
+    assert not report.speeds
+    assert report.step("uploads") is None
+
+
+SHADOW = "raise ImportError('random is my own')\n"
+
+
+def test_files_of_the_current_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "torch", "json", "pytest_multigpu"):
+        (tmp_path / f"{name}.py").write_text(SHADOW)
+    monkeypatch.chdir(tmp_path)
+    report = start_worker(devices="cpu,cpu", copy_bytes=4096, arguments=SMALL).result()
+    assert report.failure is None
+
+
+def test_pythonpath_counts_and_what_shadows_a_module_there_is_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text(SHADOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    report = start_worker(devices="cpu", copy_bytes=4096, arguments=SMALL).result()
+    assert report.failure == (
+        "the CUDA worker failed at step 'import torch': ImportError: random is my own"
+    )
+    assert worker_came_through(report).remedy == (
+        "`python -c 'import torch'` in an empty folder must work: if it does not, reinstall "
+        "torch; if it does, look for files on PYTHONPATH that are named like modules of Python or "
+        "torch"
+    )
+
+
+def test_the_package_is_the_parents_own() -> None:
+    """Isolated and without site-packages there is neither torch nor this package to find."""
+    python, *rest = COMMAND
+    report = start_worker(command=(python, "-I", "-S", *rest), devices="cpu").result()
+    assert report.failure == (
+        "the CUDA worker failed at step 'import torch': "
+        "ModuleNotFoundError: No module named 'torch'"
+    )
 
 
 def test_a_hang_is_ended_within_its_limit() -> None:

@@ -7,6 +7,7 @@ every GPU without any random generator. Imports torch inside functions only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .copies import checksum
@@ -132,7 +133,9 @@ def load(
         emitter.result("load", gpu=gpu, tflop_per_s=speed)
 
 
-def memory_speeds(backend: Backend, emitter: Emitter, buffer_bytes: int | None = None) -> None:
+def memory_speeds(
+    backend: Backend, emitter: Emitter, gpus: Sequence[int], buffer_bytes: int | None = None
+) -> None:
     """Copies within each GPU, all at once; bytes read plus bytes written."""
     import torch
 
@@ -149,7 +152,6 @@ def memory_speeds(backend: Backend, emitter: Emitter, buffer_bytes: int | None =
 
         return 2 * size / min(backend.seconds_of(gpu, work) for _ in range(4)) / 1e9
 
-    gpus = range(backend.count)
     for gpu, speed in zip(gpus, emitter.each(gpus, copy), strict=True):
         if speed is None:
             emitter.unmeasured(

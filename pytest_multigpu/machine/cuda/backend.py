@@ -42,9 +42,6 @@ class Backend(Protocol):
     def free_bytes(self, gpu: int) -> int:
         """Free now, as CUDA shows it; after ``open``."""
 
-    def reserved_bytes(self, gpu: int) -> int:
-        """Held by torch's allocator."""
-
     def synchronize(self, gpu: int) -> None:
         """Wait for all work queued on it."""
 
@@ -102,9 +99,6 @@ class CudaBackend:
     def free_bytes(self, gpu: int) -> int:
         return int(self._torch.cuda.mem_get_info(gpu)[0])
 
-    def reserved_bytes(self, gpu: int) -> int:
-        return int(self._torch.cuda.memory_reserved(gpu))
-
     def synchronize(self, gpu: int) -> None:
         self._torch.cuda.synchronize(gpu)
 
@@ -161,9 +155,6 @@ class CpuBackend:
 
     def free_bytes(self, gpu: int) -> int:
         return 1 << 40
-
-    def reserved_bytes(self, gpu: int) -> int:
-        return 0
 
     def synchronize(self, gpu: int) -> None:
         pass

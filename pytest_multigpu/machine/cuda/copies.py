@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, TypedDict
 
 from .emitter import Emitter, GpuError
@@ -87,15 +87,15 @@ def compare(received: torch.Tensor, expected: torch.Tensor) -> Comparison:
     return {"differing_bytes": differing, "first_offset": first, "kind": kind}
 
 
-def chain_orders(count: int) -> list[tuple[int, ...]]:
+def chain_orders(gpus: Sequence[int]) -> list[tuple[int, ...]]:
     """Orders through all GPUs and back to the first: forward, reversed, strided, rotated.
 
-    ``3`` gives 0-1-2-0, 2-1-0-2, 0-2-1-0, 1-2-0-1: a model's own way, and others.
+    ``[0, 1, 2]`` gives 0-1-2-0, 2-1-0-2, 0-2-1-0, 1-2-0-1: a model's own way, and others.
     """
-    if count < 2:
+    if len(gpus) < 2:
         return []
-    line = list(range(count))
-    middle = count // 2
+    line = list(gpus)
+    middle = len(line) // 2
     lines = [line, line[::-1], line[::2] + line[1::2], line[middle:] + line[:middle]]
     orders: list[tuple[int, ...]] = []
     for visited in lines:
@@ -108,7 +108,11 @@ def chain_orders(count: int) -> list[tuple[int, ...]]:
 class CopyTest:
     """The copies of one worker: ``upload``, then ``pairs`` and ``chains`` in any order."""
 
-    def __init__(self, backend: Backend, emitter: Emitter, pattern: Pattern) -> None:
+    def __init__(
+        self, backend: Backend, emitter: Emitter, pattern: Pattern, gpus: Sequence[int]
+    ) -> None:
+        """:param gpus: those to test."""
+        self._gpus = tuple(gpus)
         self._backend = backend
         self._emitter = emitter
         self._pattern = pattern
@@ -135,24 +139,18 @@ class CopyTest:
             self._target[gpu] = torch.full_like(words, _POISON)
             return checksum(words) == self._pattern.checksum
 
-        gpus = range(self._backend.count)
-        for gpu, equal in zip(gpus, self._emitter.each(gpus, prepare), strict=True):
+        for gpu, equal in zip(self._gpus, self._emitter.each(self._gpus, prepare), strict=True):
             self._emitter.result("upload", gpu=gpu, bytes=self.bytes, equal=equal)
 
     def pairs(self) -> None:
         """Every ordered pair, one way, compared on the receiving GPU."""
-        for source in range(self._backend.count):
-            for target in range(self._backend.count):
-                if source == target:
-                    continue
-                self._emitter.at(source, target, path=True)
-                try:
-                    found = self._pair(source, target)
-                except Exception as error:
-                    raise GpuError([source, target], error) from error
-                self._emitter.result(
-                    "pair", source=source, target=target, bytes=self.bytes, **found
-                )
+        for source, target in permutations(self._gpus, 2):
+            self._emitter.at(source, target, path=True)
+            try:
+                found = self._pair(source, target)
+            except Exception as error:
+                raise GpuError([source, target], error) from error
+            self._emitter.result("pair", source=source, target=target, bytes=self.bytes, **found)
 
     def _pair(self, source: int, target: int) -> Comparison:
         out = self._target[target]
@@ -165,7 +163,7 @@ class CopyTest:
     def chains(self) -> None:
         """All orders, as copies alone and with each copy right behind a kernel."""
         for after_kernel in (False, True):
-            for order in chain_orders(self._backend.count):
+            for order in chain_orders(self._gpus):
                 self._emitter.at(*order, path=True)
                 try:
                     found, wrong_hop = self._chain(order, after_kernel)
@@ -225,7 +223,7 @@ class CopyTest:
         import torch
 
         host = pinned.view(torch.int64)
-        for gpu in range(self._backend.count):
+        for gpu in self._gpus:
             self._emitter.at(gpu)
 
             def work(gpu: int = gpu) -> None:
@@ -239,16 +237,13 @@ class CopyTest:
 
     def pair_speeds(self) -> None:
         """GB/s of every ordered pair, one after another, warm: run after ``pairs``."""
-        for source in range(self._backend.count):
-            for target in range(self._backend.count):
-                if source == target:
-                    continue
-                self._emitter.at(source, target, path=True)
-                try:
-                    speed = self._bandwidth(source, target)
-                except Exception as error:
-                    raise GpuError([source, target], error) from error
-                self._emitter.result("pair speed", source=source, target=target, gb_per_s=speed)
+        for source, target in permutations(self._gpus, 2):
+            self._emitter.at(source, target, path=True)
+            try:
+                speed = self._bandwidth(source, target)
+            except Exception as error:
+                raise GpuError([source, target], error) from error
+            self._emitter.result("pair speed", source=source, target=target, gb_per_s=speed)
 
     def _bandwidth(self, source: int, target: int) -> float:
         def copies(count: int) -> float:

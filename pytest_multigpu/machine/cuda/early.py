@@ -21,9 +21,7 @@ def _libcuda() -> Any:
 class EarlyContexts:
     """``start()``, import torch, ``wait_for_driver()``, then ``wait_for(gpu)`` for each GPU."""
 
-    def __init__(self, first: Callable[[], object], library: Callable[[], Any] = _libcuda) -> None:
-        """:param first: called before any context is made: NVML reads bytes in use there."""
-        self._first = first
+    def __init__(self, library: Callable[[], Any] = _libcuda) -> None:
         self._library = library
         self._contexts: dict[int, threading.Thread] = {}
         self._thread = threading.Thread(target=self._start_driver, daemon=True)
@@ -46,7 +44,6 @@ class EarlyContexts:
             thread.join()
 
     def _start_driver(self) -> None:
-        self._first()
         try:
             cuda = self._library()
         except OSError:

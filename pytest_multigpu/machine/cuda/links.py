@@ -1,4 +1,4 @@
-"""What NVML knows beside CUDA: bytes in use before the contexts, and the link of each pair.
+"""What NVML knows beside CUDA: the link of each pair.
 
 Read in a thread while torch is imported, so it costs nothing. Whatever NVML cannot say stays
 unknown. pynvml is imported inside functions only.
@@ -15,24 +15,20 @@ _P2P_OK = 0
 
 
 class NvmlSide:
-    """Handles by UUID and the bytes in use before any context of this process."""
+    """Handles by UUID."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
         self._handles: dict[str, Any] = {}
-        self._before: dict[str, int] = {}
-        self._late = False
         self._thread = threading.Thread(target=self._open, daemon=True)
 
     def start(self) -> NvmlSide:
         self._thread.start()
         return self
 
-    def ready(self, timeout_s: float) -> bool:
-        """Wait for NVML at most that long; a driver that hangs here leaves unknowns."""
+    def wait(self, timeout_s: float) -> None:
+        """At most that long for NVML; a driver that hangs here leaves unknowns."""
         self._thread.join(timeout_s)
-        self._late = self._late or self._thread.is_alive()
-        return not self._late and self._nvml is not None
 
     def _open(self) -> None:
         try:
@@ -41,26 +37,15 @@ class NvmlSide:
             pynvml.nvmlInit()
             count = pynvml.nvmlDeviceGetCount()
         except Exception:
-            # No NVML: context sizes and links stay unknown; the NVML checks say why.
+            # No NVML: links stay unknown; the NVML checks say why.
             return
         for index in range(count):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
-                self._handles[uuid] = handle
-                self._before[uuid] = _used(pynvml, handle)
+                self._handles[_text(pynvml.nvmlDeviceGetUUID(handle))] = handle
             except pynvml.NVMLError:
                 continue  # a lost GPU; its entry stays missing, so unknown
         self._nvml = pynvml
-
-    def growth_bytes(self, uuid: str) -> int | None:
-        """Bytes in use now minus before any context; None if unknown."""
-        if self._late or self._nvml is None or uuid not in self._before:
-            return None
-        try:
-            return _used(self._nvml, self._handles[uuid]) - self._before[uuid]
-        except self._nvml.NVMLError:
-            return None
 
     def link(self, source: str, target: str, peer: bool | None) -> tuple[str, str]:
         """``(link, topology)`` between two UUIDs; ``peer`` is what CUDA says of peer access."""
@@ -92,12 +77,3 @@ class NvmlSide:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _used(pynvml: Any, handle: Any) -> int:
-    try:
-        info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    except (pynvml.NVMLError, AttributeError, TypeError):
-        # v1 counts the driver's reserve as used; the difference is the same.
-        info = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return int(info.used)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from ...errors import ProbeFileError
-from ...files import check_regular
+from ...files import check_regular, why_unread
 from ..probe import Probe
 
 MAX_FILE_BYTES = 64 << 20
@@ -23,9 +23,18 @@ def load_probe(path: str | os.PathLike[str]) -> Probe:
     :raises ProbeFileError: missing, of no known format, damaged, too large, or refused because
         it would run code. One line that begins with the path.
     """
+    found = Path(path)
+    try:
+        return _load(found)
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise ProbeFileError(
+            f"{found}: cannot be read: {why_unread(error)}; check the path"
+        ) from error
+
+
+def _load(found: Path) -> Probe:
     from . import apollo, gguf, linear_head, native
 
-    found = Path(path)
     if found.is_dir():
         if (found / linear_head.CONFIG).is_file():
             return linear_head.load(found)
@@ -42,9 +51,12 @@ def load_probe(path: str | os.PathLike[str]) -> Probe:
         return gguf.load(found, data)
     if data[:4] == b"PK\x03\x04" or linear_head.has_config(found):
         return linear_head.load(found)
+    if native.is_safetensors(data):
+        return native.load(found, data)
     if data[:1] == b"\x80":
         return apollo.load(found, data)
     if data[8:9] == b"{":
+        # A length beyond any probe's: the reader says so.
         return native.load(found, data)
     raise ProbeFileError(
         f"{found}: is of no known probe format; known: Apollo detector.pt, safetensors with JSON, "
@@ -56,11 +68,15 @@ def save_probe(probe: Probe, path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Writes the project's own format: ``NAME.safetensors`` and ``NAME.json`` beside it.
 
     :returns: both paths, the tensors' first.
-    :raises ProbeFileError: ``path`` does not end in ``.safetensors``.
+    :raises ProbeFileError: ``path`` does not end in ``.safetensors``, or can't be written.
     """
-    from . import native
+    from .writing import write_probe
 
-    return native.save(probe, Path(path))
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise ProbeFileError(f"{target}: does not end in .safetensors; name it so")
+    tensors, sidecar = write_probe(probe, target)
+    return tensors, sidecar
 
 
 def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
@@ -75,7 +91,7 @@ def read_bounded(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     except FileNotFoundError as error:
         raise ProbeFileError(f"{path}: no such file; check the path") from error
     except OSError as error:
-        raise ProbeFileError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ProbeFileError(f"{path}: cannot be read: {why_unread(error)}") from error
     if len(data) > limit:
         raise ProbeFileError(f"{path}: is larger than {limit >> 20} MiB, too large for a probe")
     if not data:

@@ -9,11 +9,12 @@ Imports :mod:`.pickles`, :mod:`..probe`, errors; numpy inside functions.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 from ...errors import ProbeFileError
-from ..probe import Aggregation, Probe, Site, TokenMask
+from ..probe import MAX_LAYERS, Aggregation, Probe, Site, TokenMask
 from .guard import guarded
 from .pickles import read_pickle
 
@@ -88,10 +89,10 @@ def _layers(path: Path, value: Any) -> tuple[int, ...]:
     import numpy as np
 
     if isinstance(value, np.ndarray):
-        value = value.tolist() if value.ndim == 1 else None
+        value = value.tolist() if value.ndim == 1 and len(value) <= MAX_LAYERS else None
     if isinstance(value, int) and not isinstance(value, bool):
         value = [value]
-    if not isinstance(value, list):
+    if not isinstance(value, list) or len(value) > MAX_LAYERS:
         raise ProbeFileError(f"{path}: layers: missing, or not a list of layers")
     return tuple(value)
 
@@ -108,7 +109,9 @@ def _vectors(path: Path, key: str, value: Any, layers: tuple[int, ...]) -> tuple
         value = [value[layer] for layer in layers]
     elif isinstance(value, np.ndarray) and value.ndim == 1 and len(layers) == 1:
         value = [value]
-    rows = list(value) if isinstance(value, (list, np.ndarray)) and np.ndim(value) else None
+    sized = isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    # A few bytes can be a view of millions of rows: they are counted before they are taken apart.
+    rows = list(value) if sized and len(value) <= MAX_LAYERS else None
     if rows is None or not all(isinstance(row, np.ndarray) for row in rows):
         raise ProbeFileError(f"{path}: {key}: is not an array of (layers, hidden)")
     return tuple(row.reshape(-1) if row.ndim == 2 and len(row) == 1 else row for row in rows)
@@ -127,5 +130,38 @@ def _number(path: Path, key: str, value: Any) -> float | None:
 
 
 def _dtype(directions: Any) -> str:
-    first = next(iter(directions.values())) if isinstance(directions, dict) else directions
+    first = next(iter(directions.values()), None) if isinstance(directions, dict) else directions
     return str(getattr(first, "dtype", "float32"))
+
+
+def files(probe: Probe, name: str) -> list[dict[str, bytes]]:
+    """Layers and tensors, with a scaler if there is one; then ``{layer: array}``. Each with the
+    keys that the layout has in the wild and no others: its own readers would not see more."""
+    import numpy as np
+    import torch
+
+    from .native import stored_as
+
+    kind = stored_as(*probe.directions, *(probe.mean or ()), *(probe.scale or ()))
+
+    def tensor(vectors: Any) -> Any:
+        return torch.from_numpy(np.stack(vectors).astype(kind))
+
+    tensors: dict[str, Any] = {
+        "layers": list(probe.layers),
+        "directions": tensor(probe.directions),
+    }
+    if probe.mean is not None and probe.scale is not None:
+        tensors |= {
+            "scaler_mean": tensor(probe.mean),
+            "scaler_scale": tensor(probe.scale),
+            "normalize": probe.normalize,
+            "reg_coeff": None,
+        }
+    arrays = {
+        "directions": dict(zip(probe.layers, probe.directions, strict=True)),
+        "intercept": probe.bias,
+        "model_name": probe.model,
+        "exclude_last_n_tokens": probe.mask.exclude_last,
+    }
+    return [{name: pickle.dumps(content, protocol=4)} for content in (tensors, arrays)]

@@ -18,6 +18,8 @@ from .guard import guarded
 
 _MAX_KEYS = 4096
 _MAX_ARRAY = 1 << 16
+_MAX_TEXTS = 1 << 17
+"""Of all arrays: each takes a turn of the loop."""
 _SCALARS = {
     0: "B",
     1: "b",
@@ -31,7 +33,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_ALIGNMENT = 32
 _TYPES = {0: "<f4", 1: "<f2", 28: "<f8", 30: "bf16"}
 """ggml tensor types of plain floats."""
 
@@ -39,6 +42,7 @@ _TYPES = {0: "<f4", 1: "<f2", 28: "<f8", 30: "bf16"}
 class _Reader:
     def __init__(self, path: Path, data: bytes) -> None:
         self.path, self.data, self.at = path, data, 0
+        self.texts = 0
 
     def fail(self, text: str) -> ProbeFileError:
         return ProbeFileError(f"{self.path}: {text}; copy or export it again")
@@ -65,7 +69,16 @@ class _Reader:
         inner, count = self.number("I"), self.number("Q")
         if count > _MAX_ARRAY or inner == _ARRAY:
             raise self.fail("holds an array too large for a control vector")
-        return [self.value(inner) for _ in range(count)]
+        # No array says anything about a probe.
+        if inner in _SCALARS:
+            self.take(count * struct.calcsize("<" + _SCALARS[inner]))
+            return None
+        self.texts += count
+        if self.texts > _MAX_TEXTS:
+            raise self.fail("holds too many texts for a control vector")
+        for _ in range(count):
+            self.value(inner)
+        return None
 
 
 def load(path: Path, data: bytes) -> Probe:
@@ -98,7 +111,7 @@ def _load(path: Path, data: bytes) -> Probe:
         shape = tuple(reader.number("Q") for _ in range(dims))
         kind, offset = reader.number("I"), reader.number("Q")
         specs.append({"name": name, "shape": shape, "kind": kind, "offset": offset})
-    alignment = meta.get("general.alignment", 32)
+    alignment = meta.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= 4096:
         raise reader.fail("has a damaged alignment")
     start = -(-reader.at // alignment) * alignment
@@ -140,3 +153,36 @@ def _vector(
     if _TYPES[kind] == "bf16":
         return int(number), (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
     return int(number), np.frombuffer(raw, _TYPES[kind])
+
+
+def unfit(probe: Probe) -> str:
+    """Why a probe can't be a control vector; empty if it can. llama.cpp takes no direction.0."""
+    early = [layer for layer in probe.layers if layer < 2]
+    return f"begins at layer 2, and the probe reads layer {early[0]}" if early else ""
+
+
+def files(probe: Probe, name: str) -> list[dict[str, bytes]]:
+    """Float32 directions, the one type that llama.cpp takes, in gguf version 3."""
+    import numpy as np
+
+    def text(value: str) -> bytes:
+        data = value.encode()
+        return struct.pack("<Q", len(data)) + data
+
+    def key(name: str, kind: int, value: bytes) -> bytes:
+        return text(name) + struct.pack("<I", kind) + value
+
+    keys = [
+        key("general.architecture", _STRING, text("controlvector")),
+        key("controlvector.layer_count", _UINT32, struct.pack("<I", len(probe.layers))),
+    ]
+    if probe.model is not None:
+        keys.append(key("controlvector.model_hint", _STRING, text(probe.model)))
+    specs, data = b"", b""
+    for layer, direction in zip(probe.layers, probe.directions, strict=True):
+        data += bytes(-len(data) % _ALIGNMENT)
+        specs += text(f"direction.{layer - 1}")
+        specs += struct.pack("<IQIQ", 1, len(direction), 0, len(data))
+        data += direction.astype(np.dtype("<f4")).tobytes()
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(probe.layers), len(keys)) + b"".join(keys) + specs
+    return [{name: head + bytes(-len(head) % _ALIGNMENT) + data + bytes(-len(data) % _ALIGNMENT)}]

@@ -7,17 +7,34 @@ Imports :mod:`.pickles`, :mod:`..probe`, errors; numpy inside functions.
 
 from __future__ import annotations
 
+import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from ...errors import ProbeFileError
-from ..probe import AGGREGATIONS, SITES, Probe, TokenMask
+from ..probe import AGGREGATIONS, SITES, Probe
 from .guard import guarded
 from .jsonfile import Fields, read_object
+from .masks import described, read_mask
 from .pickles import read_pickle, read_torch_pickle
 
 CONFIG = "probe_config.json"
+ADAPTER = "adapter_config.json"
+"""A LoRA beside the head, as published trainers save it: the model without it scores otherwise."""
+_KEYS = (
+    "layer_idx",
+    "hidden_size",
+    "model_name",
+    "site",
+    "aggregation",
+    "mask",
+    "positive_class",
+    "threshold",
+    # The hooked module's class, as published trainers write it; it does not enter a score.
+    "target_layer_name",
+)
 WEIGHTS = (
     "probe.safetensors",
     "model.safetensors",
@@ -45,7 +62,13 @@ def load(path: Path) -> Probe:
     if not config.is_file():
         raise ProbeFileError(f"{path}: {CONFIG} is missing beside it; it says which layer to read")
     weights = path if path.is_file() else _weights(folder)
+    if (folder / ADAPTER).is_file():
+        raise ProbeFileError(
+            f"{folder}: holds {ADAPTER}: the head was fitted on a model with that adapter, which "
+            "is not loaded here; merge it into the model and put the head into a folder of its own"
+        )
     fields = Fields(config, read_object(config, read_bounded(config, MAX_JSON_BYTES)))
+    fields.known(*_KEYS)
     tensors = _state_dict(weights, read_bounded(weights))
     weight, bias = guarded(weights, lambda: _head(weights, tensors))
     probe = Probe(
@@ -54,7 +77,7 @@ def load(path: Path) -> Probe:
         bias=bias,
         site=fields.choice("site", SITES, "raw"),
         aggregation=fields.choice("aggregation", AGGREGATIONS, "mean"),
-        mask=TokenMask(),
+        mask=read_mask(fields),
         model=fields.text("model_name", None),
         positive_class=fields.text("positive_class", "positive"),
         threshold=fields.number("threshold", None),
@@ -62,6 +85,7 @@ def load(path: Path) -> Probe:
         source=str(weights),
         format="linear-head",
     )
+    fields.text("target_layer_name", None)
     declared = fields.integer("hidden_size", None)
     if declared is not None and declared != probe.hidden_size:
         fields.fail("hidden_size", f"{declared} is not the weight's {probe.hidden_size}")
@@ -76,13 +100,13 @@ def _weights(folder: Path) -> Path:
 
 
 def _state_dict(path: Path, data: bytes) -> dict[Any, Any]:
+    from .native import is_safetensors, read_tensors
+
     if data[:4] == b"PK\x03\x04":
-        content = _read_zip(path)
-    elif data[:1] == b"\x80":
+        content = _read_zip(path, data)
+    elif data[:1] == b"\x80" and not is_safetensors(data):
         content = read_pickle(path, data)
     else:
-        from .native import read_tensors
-
         content = read_tensors(path, data)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -91,17 +115,23 @@ def _state_dict(path: Path, data: bytes) -> dict[Any, Any]:
     return content
 
 
-def _read_zip(path: Path) -> Any:
+_MAX_FILES = 4096
+"""In a zip; a head has about six."""
+
+
+def _read_zip(path: Path, data: bytes) -> Any:
     """``torch.save``'s zip. It stores without compression; anything compressed is refused."""
 
     def read() -> Any:
-        with zipfile.ZipFile(path) as archive:
+        # The directory is read whole before anybody can ask how long it is.
+        if data.count(b"PK\x01\x02") > _MAX_FILES:
+            raise ProbeFileError(f"{path}: refused: holds too many files")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            if len(members) != len(archive.infolist()) or len(members) > 4096:
-                raise ProbeFileError(f"{path}: refused: holds a file twice, or too many files")
-            size = path.stat().st_size
+            if len(members) != len(archive.infolist()):
+                raise ProbeFileError(f"{path}: refused: holds a file twice")
             for info in members.values():
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
                     raise ProbeFileError(
                         f"{path}: refused: {info.filename!r:.60} is compressed, "
                         "which torch.save never does"
@@ -138,3 +168,38 @@ def _head(path: Path, tensors: dict[Any, Any]) -> tuple[Any, float]:
         wide = weight.astype(np.float64)
         return wide[1] - wide[0], float(bias[1]) - float(bias[0])
     return weight[0], float(bias[0])
+
+
+def unfit(probe: Probe) -> str:
+    """Why a probe can't be a linear head; empty if it can."""
+    if len(probe.layers) > 1:
+        return f"reads one layer, and the probe {len(probe.layers)}"
+    return (
+        "" if probe.layers[0] else "reads a block's output, and the probe the embedding (layer 0)"
+    )
+
+
+def files(probe: Probe, _name: str) -> list[dict[str, bytes]]:
+    """``probe.safetensors`` and ``probe_config.json``."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    from .native import stored_as
+
+    kind = stored_as(probe.directions[0], np.array([probe.bias]))
+    tensors = {
+        "weight": probe.directions[0].astype(kind)[None],
+        "bias": np.array([probe.bias], dtype=kind),
+    }
+    content = {
+        "layer_idx": probe.layers[0] - 1,
+        "hidden_size": probe.hidden_size,
+        "site": probe.site,
+        "aggregation": probe.aggregation,
+        "mask": described(probe.mask),
+        "positive_class": probe.positive_class,
+        "model_name": probe.model,
+        "threshold": probe.threshold,
+    }
+    sidecar = json.dumps(content, indent=2) + "\n"
+    return [{WEIGHTS[0]: save(tensors), CONFIG: sidecar.encode()}]

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ProbeFileError
-from ..probe import AGGREGATIONS, MAX_LAYERS, SITES, Probe, TokenMask
+from ..probe import AGGREGATIONS, MAX_LAYERS, SITES, Probe
 from .guard import guarded
 from .jsonfile import Fields, read_object
+from .masks import described, read_mask
 
 FORMAT = "pytest-multigpu probe"
 VERSION = 1
@@ -64,11 +65,6 @@ def load(path: Path, data: bytes | None = None) -> Probe:
     for name in tensors:
         if name not in expected:
             raise ProbeFileError(f"{path}: unknown tensor {name!r:.60}; layers: {list(stored)}")
-    mask_values = fields.values.get("mask", {})
-    if not isinstance(mask_values, dict):
-        fields.fail("mask", "is not an object")
-    mask = Fields(sidecar, mask_values, "mask.")
-    mask.known("roles", "left", "right", "exclude_last")
     probe = Probe(
         layers=tuple(layer + shift for layer in stored),
         directions=found["direction"] or (),
@@ -78,12 +74,7 @@ def load(path: Path, data: bytes | None = None) -> Probe:
         bias=fields.number("bias"),
         site=fields.choice("site", SITES),
         aggregation=fields.choice("aggregation", AGGREGATIONS),
-        mask=TokenMask(
-            roles=mask.texts("roles", ("assistant",)),
-            left=mask.integer("left", 0),
-            right=mask.integer("right", 0),
-            exclude_last=mask.integer("exclude_last", 0),
-        ),
+        mask=read_mask(fields),
         model=fields.text("model", None),
         positive_class=fields.text("positive_class"),
         threshold=fields.number("threshold", None),
@@ -96,25 +87,20 @@ def load(path: Path, data: bytes | None = None) -> Probe:
     return probe
 
 
-def save(probe: Probe, path: Path) -> tuple[Path, Path]:
-    """Writes both files, vectors in float64 where the probe's were, else in float32."""
+def files(probe: Probe, name: str) -> list[dict[str, bytes]]:
+    """Tensors and JSON under ``name``, which ends in ``.safetensors``."""
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    if path.suffix != ".safetensors":
-        raise ProbeFileError(f"{path}: does not end in .safetensors; name it so")
     families = {"direction": probe.directions, "mean": probe.mean, "scale": probe.scale}
-    # Float32 keeps what was 16- or 32-bit as it is; anything finer stays float64.
-    vectors = [v for family in families.values() for v in family or ()]
-    # The safetensors writer takes contiguous arrays only.
-    exact = all(np.array_equal(v, v.astype(np.float32)) for v in vectors)
-    kind = np.float32 if exact else np.float64
+    kind = stored_as(*(v for family in families.values() for v in family or ()))
     tensors = {
-        f"{name}.{layer}": np.ascontiguousarray(vector, dtype=kind)
-        for name, family in families.items()
-        for layer, vector in zip(probe.layers, family or (), strict=False)
+        # The safetensors writer takes contiguous arrays only.
+        f"{family}.{layer}": np.ascontiguousarray(vector, dtype=kind)
+        for family, vectors in families.items()
+        for layer, vector in zip(probe.layers, vectors or (), strict=False)
     }
-    described = {
+    content = {
         "format": FORMAT,
         "version": VERSION,
         "layers": list(probe.layers),
@@ -123,22 +109,29 @@ def save(probe: Probe, path: Path) -> tuple[Path, Path]:
         "site": probe.site,
         "normalize": probe.normalize,
         "bias": probe.bias,
-        "mask": {
-            "roles": list(probe.mask.roles),
-            "left": probe.mask.left,
-            "right": probe.mask.right,
-            "exclude_last": probe.mask.exclude_last,
-        },
+        "mask": described(probe.mask),
         "aggregation": probe.aggregation,
         "positive_class": probe.positive_class,
         "model": probe.model,
         "dtype": probe.dtype,
         "threshold": probe.threshold,
     }
-    sidecar = path.with_suffix(".json")
-    save_file(tensors, str(path))
-    sidecar.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    return path, sidecar
+    sidecar = json.dumps(content, indent=2) + "\n"
+    return [{name: save(tensors), str(Path(name).with_suffix(".json")): sidecar.encode()}]
+
+
+def stored_as(*vectors: Any) -> Any:
+    """float32 where it keeps every value of ``vectors`` as it is, else float64."""
+    import numpy as np
+
+    exact = all(np.array_equal(v, v.astype(np.float32)) for v in vectors)
+    return np.float32 if exact else np.float64
+
+
+def is_safetensors(data: bytes) -> bool:
+    """By a header length of at most 1 MiB and the header's brace. The length may begin with the
+    byte that pickles begin with; no pickle goes on like that."""
+    return data[3:8] == bytes(5) and data[8:9] == b"{"
 
 
 def read_tensors(path: Path, data: bytes) -> dict[str, Any]:

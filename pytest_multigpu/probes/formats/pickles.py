@@ -47,16 +47,19 @@ def read_torch_pickle(source: object, data: bytes, record: Callable[[str], bytes
     storage."""
 
     known: dict[str, tuple[str, int, Storage]] = {}
+    budget = Budget(_nested)
 
     def storage(pid: Any) -> Storage:
         kind, key, count = _storage_type(pid)
         if key not in known:
+            # The files of a zip may lie in one another.
+            budget.spend(count * itemsize(kind))
             known[key] = (kind, count, Storage(values_of(record(key), kind, count)))
         if known[key][:2] != (kind, count):
             raise RefusedError("holds a damaged storage")
         return known[key][2]
 
-    return guarded(source, lambda: plain(unpickle(data, Budget(_nested), storage)[0]))
+    return guarded(source, lambda: plain(unpickle(data, budget, storage)[0]))
 
 
 def _storage_type(pid: Any) -> tuple[str, str, int]:

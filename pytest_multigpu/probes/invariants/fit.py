@@ -7,14 +7,19 @@ functions.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ScoringError
 from ...records.probe import ProbeFit, SizeReading
 from ..alone import Alone
-from ..capture import anatomy, at_site, check_hidden_size
-from ..observe import CHATS, Observed
+from ..capture import anatomy, at_site, capture, check_hidden_size
+from ..observe import CHATS, Observed, as_row
 from ..probe import SITES, Probe
+from ..spans import Chat
+
+if TYPE_CHECKING:
+    import torch
 
 
 def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
@@ -22,7 +27,7 @@ def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
     parts = anatomy(model)
     return ProbeFit(
         probe_hidden=probe.hidden_size,
-        model_hidden=int(parts.embedding.embedding_dim),
+        model_hidden=int(parts.embedding.weight.shape[-1]),
         probe_layers=probe.layers,
         model_layers=parts.num_layers,
         probe_model=probe.model,
@@ -30,30 +35,58 @@ def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
     )
 
 
-def read_sizes(model: Any, probe: Probe, observed: Observed, around: int = 4) -> list[SizeReading]:
-    """Size of activations at the probe's own layers and site, at the other site, and at up to
-    ``around`` layers on either side; empty for a probe without a scaler.
+_AROUND = 4
+"""Layers on either side that are read as well."""
+
+
+def read_sizes(model: Any, probe: Probe, observed: Observed) -> list[SizeReading]:
+    """Size of activations at the probe's own layers and site, at the other site, and at some
+    layers on either side; empty for a probe without a scaler.
 
     Over the scored tokens. Each ratio is with the one layer's own ``sum(mean^2 + scale^2)``.
+
+    :raises ScoringError: the probe does not fit.
     """
+    for layer in probe.layers:
+        observed.stream(layer)
+    return _sizes(model, probe, observed.chat, observed.streams, observed.num_layers)
+
+
+def read_chat_sizes(model: Any, probe: Probe, chat: Chat) -> list[SizeReading]:
+    """The same of any chat, with one forward that leaves early.
+
+    :raises ScoringError: the probe does not fit, or the forward failed.
+    """
+    num_layers = anatomy(model).num_layers
+    wanted = sorted({n for layer in probe.layers for n in _around(layer, num_layers)})
+    streams = capture(model, as_row(chat), wanted)
+    return _sizes(model, probe, chat, streams, num_layers)
+
+
+def _around(layer: int, num_layers: int) -> range:
+    return range(max(0, layer - _AROUND), min(num_layers, layer + _AROUND) + 1)
+
+
+def _sizes(
+    model: Any, probe: Probe, chat: Chat, streams: Mapping[int, torch.Tensor], num_layers: int
+) -> list[SizeReading]:
     if probe.mean is None or probe.scale is None:
         return []
-    mask = observed.chat.mask(probe.mask)
-    columns = [index for index, on in enumerate(mask) if on]
+    columns = [index for index, on in enumerate(chat.mask(probe.mask)) if on]
     readings = []
     for position, own in enumerate(probe.layers):
         mean, scale = probe.mean[position], probe.scale[position]
         expected = float((mean * mean + scale * scale).sum())
-        low, high = max(0, own - around), min(observed.num_layers, own + around)
-        for layer in range(low, high + 1):
-            stream = observed.stream(layer)[:, columns]
+        for layer in _around(own, num_layers):
+            check_hidden_size(probe, layer, streams[layer])
             for site in SITES:
-                x = at_site(model, stream, site).double()
+                x = at_site(model, streams[layer][:, columns], site).double()
                 readings.append(
                     SizeReading(
                         layer=layer,
                         site=site,
                         ratio=float((x * x).sum(-1).mean()) / expected,
+                        own_layer=own,
                         is_probe=layer == own and site == probe.site,
                     )
                 )

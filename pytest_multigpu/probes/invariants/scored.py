@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ScoringError
 from ...records.probe import ArithmeticReading, HookReading, PlantReading, SpanReading
-from ..capture import anatomy, at_site, check_hidden_size, stream_of
+from ..capture import anatomy, at_site, check_hidden_size, hooked, stream_of
 from ..observe import Observed, differing
 from ..probe import Probe
 from ..reference import affine_scores, aggregate, reference_scores, relative_error
@@ -62,8 +62,10 @@ def _independent(model: Any, observed: Observed, layer: int, site: str) -> torch
         return observed.stream(layer) if last else observed.hidden[layer]
     if last:
         return observed.hidden[layer]
+    # Some norms have no weight, and so no place of their own.
+    device = next((p.device for p in norm.parameters()), observed.hidden[layer].device)
     with torch.no_grad():
-        normed: torch.Tensor = norm(observed.hidden[layer].to(norm.weight.device))
+        normed: torch.Tensor = norm(observed.hidden[layer].to(device))
     return normed
 
 
@@ -78,9 +80,8 @@ def read_span(tokenizer: Any, probe: Probe, observed: Observed, score: Score) ->
         if message["role"] in rule.roles:
             picked.update(range(max(0, start - rule.left), min(len(ids), after + rule.right)))
     expected = sorted(picked)
-    return SpanReading(
-        expected=tuple(expected[: len(expected) - rule.exclude_last]), found=score.positions
-    )
+    kept = max(0, len(expected) - rule.exclude_last)
+    return SpanReading(expected=tuple(expected[:kept]), found=score.positions)
 
 
 def _text_tokens(tokenizer: Any, ids: Sequence[int], after: int, wanted: str) -> tuple[int, int]:
@@ -192,13 +193,10 @@ def _reference(model: Any, probe: Probe, stream: torch.Tensor) -> Any:
 def _planting(model: Any, layer: int, added: torch.Tensor) -> Iterator[None]:
     """Adds ``added`` to a layer's output, before any hook that is set later sees it."""
 
-    def plant(_module: Any, _args: Any, output: Any) -> Any:
+    def plant(output: Any) -> Any:
         stream = stream_of(output, layer)
         changed = (stream.double() + added.to(stream.device)).to(stream.dtype)
         return (changed, *output[1:]) if isinstance(output, (tuple, list)) else changed
 
-    handle = anatomy(model).source(layer).register_forward_hook(plant)
-    try:
+    with hooked(model, layer, plant):
         yield
-    finally:
-        handle.remove()
