@@ -441,3 +441,23 @@ def test_release_frees_the_weights_though_the_record_lives_on(written: Path, tie
     # Even a reference to the module itself, as in a failed test's traceback, keeps no weight.
     assert [ref for ref in watched if ref() is not None] == []
     assert len(list(model.parameters())) == 0
+
+
+def test_max_memory_reaches_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import accelerate as planner
+
+    given: list[object] = []
+    real = planner.get_balanced_memory
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        caps = kwargs["max_memory"]
+        given.append(None if caps is None else dict(caps))  # its texts are replaced in place
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(planner, "get_balanced_memory", seen)
+    limits: list[dict[int | str, int | str] | None] = [{"cpu": "1GiB"}, None]
+    for caps in limits:
+        loaded = load_model("tiny-llama", tier="16bit", device_map="auto", max_memory=caps)
+        assert set(loaded.placement.device_map.values()) == {"cpu"}
+        release(loaded)
+    assert given == limits
