@@ -21,7 +21,7 @@ from pytest_multigpu.machine import host
 from pytest_multigpu.machine.checkpoint import check_checkpoint, find_checkpoint
 from pytest_multigpu.machine.holders import wait_for_free
 from pytest_multigpu.machine.torch_build import read_torch_build
-from pytest_multigpu.machine.visibility import read_environment, read_visibility
+from pytest_multigpu.machine.visibility import read_environment, visibility_of
 from pytest_multigpu.options import Settings
 from pytest_multigpu.presets import HUB_IDS, preset_name
 from pytest_multigpu.records.check import Record
@@ -39,9 +39,7 @@ def test_gpus(gpu_inventory: Machine) -> list[Record]:
     records = judge_gpus(gpu_inventory)
     if gpu_inventory.problem is None:
         environment = read_environment(os.environ)
-        visibility = read_visibility(
-            gpu_inventory.visible_env, gpu_inventory.gpus, environment.cuda_device_order
-        )
+        visibility = visibility_of(gpu_inventory, environment)
         records += judge_environment(gpu_inventory, visibility, environment)
     return records
 
@@ -106,9 +104,7 @@ def test_driver(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record
 def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record]:
     """CUDA sees the GPUs that NVML lists and the environment leaves visible."""
     environment = read_environment(os.environ)
-    visibility = read_visibility(
-        gpu_inventory.visible_env, gpu_inventory.gpus, environment.cuda_device_order
-    )
+    visibility = visibility_of(gpu_inventory, environment)
     uuids = [device.uuid for device in sorted(gpu_worker.devices, key=lambda one: one.index)]
     return judge_cuda(gpu_inventory, visibility, environment, uuids or None, gpu_worker.failure)
 

@@ -207,13 +207,15 @@ def _judge_cuda(
             reason="; ".join(differences),
             remedy="unset CUDA_VISIBLE_DEVICES; if that changes nothing, reboot or rent another",
         )
-    if wanted != seen and visibility.certain_order:
+    if wanted != seen:
+        # Cards of one model may change places; with mixed ones the plan is for other cards.
         return Record(
             name=name,
-            outcome="warned",
+            outcome="warned" if visibility.certain_order else "failed",
             expected="the order of nvidia-smi",
             measured="another order",
-            reason="CUDA numbers the GPUs differently from nvidia-smi",
+            reason="CUDA numbers the GPUs differently from nvidia-smi"
+            + ("" if visibility.certain_order else ", which the plan followed"),
             remedy="export CUDA_DEVICE_ORDER=PCI_BUS_ID",
         )
     return Record(name=name, outcome="passed", expected=expected, measured=len(seen), unit="GPUs")

@@ -1,19 +1,21 @@
 """The inventory by NVML: no CUDA context, no torch. "No GPU" and "detection broke" differ.
 
 pynvml is imported inside :func:`load_nvml` only; tests replace that one function.
-Imports records and :mod:`.visibility`.
+Imports records, errors and its siblings.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ..errors import MachineError
 from ..records.machine import Gpu, Machine
-from .visibility import count_device_files, read_visibility, with_visible
+from .cuda_order import cuda_order
+from .visibility import count_device_files, join_by_uuid, read_visibility, with_visible
 
 NvmlLike = Any
 """The pynvml module, or an object with the functions of it that are called here."""
@@ -67,6 +69,7 @@ def read_machine(
     nvml: NvmlLike | None = None,
     *,
     seconds: float = NVML_SECONDS,
+    ask_cuda: Callable[[Mapping[str, str]], Sequence[str] | None] = cuda_order,
 ) -> Machine:
     """The GPUs and what CUDA will see of them. Never raises for what the machine lacks.
 
@@ -77,6 +80,7 @@ def read_machine(
     :param environ: ``os.environ`` unless given.
     :param nvml: the binding; :func:`load_nvml`'s unless given.
     :param seconds: how long the driver may take in all.
+    :param ask_cuda: for CUDA's order, where cards are mixed and only it can tell.
     """
     variables = os.environ if environ is None else environ
     value = variables.get("CUDA_VISIBLE_DEVICES")
@@ -89,7 +93,14 @@ def read_machine(
         problem = f"NVML gave an answer that cannot be read: {error!r}"
         return Machine(visible_env=value, problem=problem)
     visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
-    return replace(with_visible(machine, visibility.visible), visible_env=value)
+    machine = replace(with_visible(machine, visibility.visible), visible_env=value)
+    if visibility.certain_order:
+        return machine
+    uuids = ask_cuda(variables)
+    try:
+        return machine if uuids is None else join_by_uuid(machine, uuids)
+    except MachineError:
+        return machine  # a check says that CUDA sees another GPU
 
 
 def within(seconds: float, doing: list[str], work: Callable[[], T]) -> T:

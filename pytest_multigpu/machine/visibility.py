@@ -135,6 +135,13 @@ def _mend(meant: Sequence[int], gpus: Sequence[Gpu], by_uuid: bool) -> str:
     return f"export {_VARIABLE}=" + ",".join((uuid if by_uuid else position)[i] for i in meant)
 
 
+def visibility_of(machine: Machine, environment: GpuEnvironment) -> Visibility:
+    """What the environment makes of ``machine``'s GPUs, with what is visible as it was read:
+    where cards are mixed, CUDA itself was asked."""
+    read = read_visibility(machine.visible_env, machine.gpus, environment.cuda_device_order)
+    return replace(read, visible=machine.visible)
+
+
 def with_visible(machine: Machine, visible: Sequence[int]) -> Machine:
     """The machine with ``visible`` (NVML indices in CUDA order) and its rows' CUDA indices set."""
     order = {index: position for position, index in enumerate(visible)}

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_multigpu.judging.driver import judge_architectures, judge_driver
 from pytest_multigpu.judging.machine import judge_gpus
-from pytest_multigpu.judging.visibility import judge_visibility
+from pytest_multigpu.judging.visibility import judge_cuda, judge_visibility
 from pytest_multigpu.judging.vram import HELD_LIMIT, judge_free_memory
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.health import FreeMemory, Holder
@@ -245,6 +245,18 @@ def test_an_invisible_holder_and_a_plan_that_does_not_fit() -> None:
 def test_a_gpu_that_is_too_small_is_left_to_the_plan() -> None:
     (record,) = judge_free_memory(FOUR, [row(0)], {2: 90 * GIB}, plan_fits=False)
     assert (record.outcome, record.expected) == ("passed", None)
+
+
+def test_mixed_cards_in_another_order_than_the_plans_are_a_failure() -> None:
+    mixed = replace(SEEN, certain_order=False)
+    (record,) = judge_cuda(FOUR, mixed, GpuEnvironment(), ["1", "0", "2", "3"])
+    assert (record.outcome, record.reason, record.remedy) == (
+        "failed",
+        "CUDA numbers the GPUs differently from nvidia-smi, which the plan followed",
+        "export CUDA_DEVICE_ORDER=PCI_BUS_ID",
+    )
+    (same,) = judge_cuda(FOUR, mixed, GpuEnvironment(), ["0", "1", "2", "3"])
+    assert same.outcome == "passed"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from pytest_multigpu.errors import MachineError
 from pytest_multigpu.machine.fake import FakeGpu, FakeNvml
 from pytest_multigpu.machine.nvml import read_machine
-from pytest_multigpu.machine.visibility import join_by_uuid, read_visibility
+from pytest_multigpu.machine.visibility import join_by_uuid, read_visibility, visibility_of
+from pytest_multigpu.records.visibility import GpuEnvironment
 
 UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333", "GPU-cccc4444")
 GPUS = read_machine({}, FakeNvml([FakeGpu(uuid=uuid) for uuid in UUIDS])).gpus
@@ -106,6 +109,39 @@ def test_the_machine_carries_both_indices() -> None:
     assert machine.visible == (2, 0)
     assert [gpu.cuda_index for gpu in machine.gpus] == [1, None, 0]
     assert machine.visible_env == "2,0"
+
+
+MIXED = [FakeGpu(name="NVIDIA RTX A6000", uuid="GPU-aa"), FakeGpu(uuid="GPU-bb")]
+
+
+def test_of_mixed_cards_cuda_is_asked() -> None:
+    """CUDA numbers the fastest first: its 0 is NVML's 1, and a mask of 0 leaves that one."""
+    asked: list[Mapping[str, str]] = []
+
+    def fastest_first(environ: Mapping[str, str]) -> tuple[str, ...]:
+        asked.append(environ)
+        return ("GPU-bb",) if environ.get("CUDA_VISIBLE_DEVICES") == "0" else ("GPU-bb", "GPU-aa")
+
+    def visible(gpus: list[FakeGpu], **environ: str) -> tuple[int, ...]:
+        machine = read_machine(environ, FakeNvml(gpus), ask_cuda=fastest_first)
+        environment = GpuEnvironment(cuda_device_order=environ.get("CUDA_DEVICE_ORDER"))
+        assert visibility_of(machine, environment).visible == machine.visible
+        return machine.visible
+
+    assert visible(MIXED) == (1, 0)
+    assert visible(MIXED, CUDA_VISIBLE_DEVICES="0") == (1,)
+    assert len(asked) == 2
+    # By bus, by UUID, and among equal cards there is nothing to ask.
+    assert visible(MIXED, CUDA_DEVICE_ORDER="PCI_BUS_ID") == (0, 1)
+    assert visible(MIXED, CUDA_VISIBLE_DEVICES="GPU-aa") == (0,)
+    assert visible([FakeGpu(), FakeGpu()]) == (0, 1)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("answer", [None, ("GPU-elsewhere",)])
+def test_without_an_answer_nvmls_order_is_kept(answer: tuple[str, ...] | None) -> None:
+    machine = read_machine({}, FakeNvml(MIXED), ask_cuda=lambda _: answer)
+    assert machine.visible == (0, 1)
 
 
 def test_joining_by_uuid_takes_cudas_order() -> None:
