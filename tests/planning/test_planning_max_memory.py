@@ -101,14 +101,53 @@ def test_mib_or_bytes_where_no_whole_gib_does(make_llama: Make) -> None:
     assert Greedy(model)(caps) == target
 
 
-def test_a_planner_that_takes_no_more_on_a_gpu(make_llama: Make) -> None:
+@pytest.mark.parametrize("more", [0, 1, 8])
+def test_a_planner_that_takes_no_more_on_a_gpu(more: int, make_llama: Make) -> None:
     """transformers': an even share and a buffer, whatever the cap."""
     model = make_llama("4bit")
     planner = Greedy(model, most=8 * GIB)
-    assert max_memory_for_auto(model, spread(model, 18, 22, 22, 18), planner) is None
-    assert len(planner.offers) == 1
-    # What it takes is enough for this one.
-    assert max_memory_for_auto(model, spread(model, 10, 10, 60), planner) is not None
+    most = list(planner({0: 100 * GIB, 1: 100 * GIB}).values()).count(0) - 1
+    planner.offers.clear()
+    found = max_memory_for_auto(model, spread(model, most + more, 80 - most - more), planner)
+    assert (found is None) is bool(more)
+    # That it cannot be is known at once.
+    assert (len(planner.offers) == 1) is bool(more)
+
+
+class KeepsBack(Greedy):
+    """As transformers: of each GPU but the last so many layers' room, and a share at most."""
+
+    def __init__(self, model: Architecture, layers: float, *, most: int = 1 << 60) -> None:
+        super().__init__(model)
+        self.back = int(layers * model.blocks[1].weights_bytes)
+        self.even = most
+
+    def __call__(self, caps: MaxMemory) -> DeviceMap:
+        *others, last = caps
+        sizes = {
+            gpu: cap if isinstance(cap, int) else parse_size(cap, what="a cap")
+            for gpu, cap in caps.items()
+        }
+        less = {gpu: min(sizes[gpu], self.even) - self.back for gpu in others}
+        return super().__call__({**less, last: caps[last]})
+
+
+@pytest.mark.parametrize("layers", [-0.4, 0, 1.7, 3, 7.5])
+def test_caps_are_what_is_placed_and_what_the_planner_keeps_back(
+    layers: float, make_llama: Make
+) -> None:
+    """Found without knowing what that is, in few runs, and no larger than a layer more."""
+    model = make_llama()
+    layer = model.blocks[1].weights_bytes
+    for most in (1 << 60, 31 * layer + model.blocks[0].weights_bytes + int(layers * layer) - 1):
+        planner = KeepsBack(model, layers, most=most)
+        caps = max_memory_for_auto(model, spread(model, 30, 50), planner)
+        assert caps is not None
+        first = parse_size(str(caps[0]), what="a cap")
+        least = model.blocks[0].weights_bytes + 30 * layer + int(layers * layer)
+        assert least <= first <= least + layer + GIB
+        assert caps[1] == "82GiB"
+        assert len(planner.offers) <= 12
 
 
 @pytest.mark.parametrize(
@@ -149,6 +188,7 @@ def test_every_block_counts_but_a_rotary_embedding(make_llama: Make) -> None:
         return lambda caps: {**Greedy(model)(caps), **moved}
 
     assert max_memory_for_auto(model, target, but(model__rotary_emb=1)) is not None
+    assert max_memory_for_auto(model, target, but(model__rotary_emb="cpu")) is None
     assert max_memory_for_auto(model, target, but(lm_head="disk")) is None
     assert max_memory_for_auto(model, target, but(lm_head=0)) is None
     assert max_memory_for_auto(model, target, but(model__embed_tokens=1)) is None

@@ -20,8 +20,8 @@ PlanOn = Callable[[int], Plan]
 
 @pytest.fixture
 def plan_on(make_llama: Callable[..., Architecture]) -> PlanOn:
-    """The 16-bit 70B on one GPU with so many free bytes."""
-    architecture, card = make_llama("16bit"), simulate("1xH200").gpus[0]
+    """The first layers of a 16-bit 70B on one GPU with so many free bytes."""
+    architecture, card = make_llama("16bit", layers=12), simulate("1xH200").gpus[0]
 
     def plan(free_bytes: int) -> Plan:
         return predict(
