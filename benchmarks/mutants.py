@@ -67,9 +67,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.load": (f"{_PLAN}load.py", f"{_PLAN}forward.py"),
     "planning.max_memory": (f"{_PLAN}max_memory.py",),
     "planning.partition": (f"{_PLAN}partition.py",),
-    "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
-    "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
-    "planning.replay": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
+    "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
+    "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
+    "planning.replay": (f"{_PLAN}replay.py", f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
     "planning.rent": (f"{_PLAN}rent.py",),
     "planning.search": (f"{_PLAN}search.py",),
     "planning.simulate": (f"{_PLAN}catalogue.py",),
@@ -78,7 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "judging.plan": ("tests/judging/test_judging_plan.py",),
     "judging.vram": ("tests/judging/test_judging_vram.py", "tests/judging/test_judging_machine.py"),
 }
-DATA = {"CATALOGUE", "HOPPER", "OTHER", "CPU", "MEASURED", "PRICES_AS_OF"}
+DATA = {"CATALOGUE", "HOPPER", "OTHER", "CPU", "MEASURED", "PRICES_GUESSED"}
 """Module-level tables of measured or looked-up figures: no logic."""
 
 _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {

@@ -35,7 +35,7 @@ def max_memory_for_auto(
     if not gpus or any(place in OFFLOAD for place in target.values()):
         return None
     size = {gpu: _bytes_on(gpu, architecture, target) for gpu in gpus}
-    layer = max((b.weights_bytes for b in architecture.blocks if b.kind == "layer"), default=MIB)
+    layer = max(block.weights_bytes for block in architecture.blocks if block.kind == "layer")
     enough = 4 * architecture.weights_bytes + GIB
     caps: dict[int, str | int] = dict.fromkeys(gpus, enough)
     for gpu in gpus[:-1]:
@@ -45,6 +45,7 @@ def max_memory_for_auto(
             """Layers too many up to this GPU; below 0: too few."""
             return _layers_up_to(gpu, architecture, planner({**caps, gpu: cap})) - wanted
 
+        # Half a layer more than it is to hold: what the planner keeps back is not known.
         found = _cap(off, size[gpu] + layer // 2, layer, enough)
         if found is None:
             return None
@@ -81,8 +82,8 @@ def _cap(off: Callable[[str | int], int], guess: int, layer: int, enough: int) -
 
 def _upwards(size: int, enough: int) -> Iterator[int]:
     """GiB from ``size`` on, in steps of a thirtieth."""
-    gibs = max(1, -(-size // GIB))
-    while gibs * GIB <= enough:
+    gibs = -(-size // GIB)
+    while gibs * GIB < enough:
         yield gibs
         gibs += max(1, gibs // 30)
 
