@@ -80,6 +80,8 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 DATA = {"CATALOGUE", "HOPPER", "OTHER", "CPU", "MEASURED", "PRICES_GUESSED"}
 """Module-level tables of measured or looked-up figures: no logic."""
+NO_LOGIC = {"__slots__", "_Ratio", "_Entry", "_Self"}
+"""Names for Python itself and for types."""
 
 _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -122,7 +124,7 @@ def _logic(node: ast.AST) -> Iterator[ast.AST]:
                 continue
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
                 continue  # a docstring
-            if isinstance(node, ast.Module) and _is_data(child):
+            if isinstance(node, ast.Module | ast.ClassDef) and _is_data(child):
                 continue
             yield from _logic(child)
 
@@ -130,10 +132,7 @@ def _logic(node: ast.AST) -> Iterator[ast.AST]:
 def _is_data(node: ast.AST) -> bool:
     """A table of figures, ``__slots__``, a type alias."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(
-        isinstance(target, ast.Name) and (target.id in DATA or target.id in ("Planner", "_Ratio"))
-        for target in targets
-    )
+    return any(isinstance(target, ast.Name) and target.id in DATA | NO_LOGIC for target in targets)
 
 
 @contextlib.contextmanager
