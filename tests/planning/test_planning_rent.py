@@ -196,20 +196,60 @@ def cards(make: Make, *, free: int, context: int = 512, **shape: int) -> list[Re
     return list(rent_table({"16bit": model}, context_tokens=context, batch=1, catalogue=(card,)))
 
 
-def test_sixteen_cards_are_offered_and_no_more(make_llama: Make) -> None:
-    model = small(make_llama, layers=16)
+@pytest.mark.parametrize(("layers", "offered"), [(16, [16]), (17, [])])
+def test_sixteen_cards_are_offered_and_no_more(
+    layers: int, offered: list[int], make_llama: Make
+) -> None:
+    model = small(make_llama, layers=layers)
     used = replay(
         model,
-        place_groups(model, units(model), [1] * 16),
-        dict.fromkeys(range(16), costs_for(None)),
+        place_groups(model, units(model), [1] * layers),
+        dict.fromkeys(range(layers), costs_for(None)),
         context_tokens=512,
         batch=1,
         probe=False,
     )
-    # With a layer on each; 15 cards have two on one of them.
+    # With a layer on each; fewer cards have two on one of them.
     need = max(use.peaks.worst_bytes for use in used.values())
-    assert [row.count for row in cards(make_llama, free=need, layers=16)] == [16]
-    assert cards(make_llama, free=need - 1, layers=16) == []
+    assert [row.count for row in cards(make_llama, free=need, layers=layers)] == offered
+    assert cards(make_llama, free=need - 1, layers=layers) == []
+
+
+def test_cards_are_spread_by_the_cache_as_well(make_llama: Make) -> None:
+    """Of twelve layers the last four have nearly all of the cache."""
+    model = small(make_llama, "16bit", layers=12, hidden=512, intermediate=512, kv_heads=16)
+    model = replace(
+        model,
+        blocks=tuple(
+            replace(b, kv_bytes_per_token=64) if b.layer is not None and b.layer < 8 else b
+            for b in model.blocks
+        ),
+    )
+
+    def row(free: int) -> RentRow:
+        card = GpuType(
+            key="C", name="C", total_bytes=free, reserved_bytes=0, bandwidth_gb_s=1,
+            price_usd_hour=1.0,
+        )  # fmt: skip
+        (found,) = rent_table({"16bit": model}, context_tokens=200_000, batch=1, catalogue=(card,))
+        return found
+
+    two = row(row(80 * GIB).peak_bytes - 1)
+    assert two.count == 2
+    halves = []
+    for first in range(1, 12):
+        used = replay(
+            model,
+            place_groups(model, units(model), [first, 12 - first]),
+            dict.fromkeys(range(2), costs_for(None)),
+            context_tokens=200_000,
+            batch=1,
+            probe=False,
+        )
+        halves.append(max(use.peaks.worst_bytes for use in used.values()))
+    # As low as any split, but for what activations alone can tell.
+    assert min(halves) <= two.peak_bytes < min(halves) * 1.02
+    assert two.peak_bytes < halves[5] * 0.95
 
 
 @pytest.mark.parametrize("context", [512, 40_000])
