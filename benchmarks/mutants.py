@@ -67,9 +67,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.load": (f"{_PLAN}load.py", f"{_PLAN}forward.py"),
     "planning.max_memory": (f"{_PLAN}max_memory.py",),
     "planning.partition": (f"{_PLAN}partition.py",),
-    "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
-    "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
-    "planning.replay": (f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
+    "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
+    "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
+    "planning.replay": (f"{_PLAN}replay.py", f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
     "planning.rent": (f"{_PLAN}rent.py",),
     "planning.speed": (f"{_PLAN}rent.py", "tests/running/test_running_judging.py"),
     "planning.search": (f"{_PLAN}search.py",),
@@ -83,8 +83,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "judging.plan": ("tests/judging/test_judging_plan.py",),
     "judging.vram": ("tests/judging/test_judging_vram.py", "tests/judging/test_judging_machine.py"),
 }
-DATA = {"CATALOGUE", "HOPPER", "OTHER", "CPU", "MEASURED", "PRICES_AS_OF"}
+DATA = {"CATALOGUE", "HOPPER", "OTHER", "CPU", "MEASURED", "PRICES_GUESSED"}
 """Module-level tables of measured or looked-up figures: no logic."""
+NO_LOGIC = {"__slots__", "_Ratio", "_Entry", "_Self"}
+"""Names for Python itself and for types."""
 
 _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -127,7 +129,7 @@ def _logic(node: ast.AST) -> Iterator[ast.AST]:
                 continue
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
                 continue  # a docstring
-            if isinstance(node, ast.Module) and _is_data(child):
+            if isinstance(node, ast.Module | ast.ClassDef) and _is_data(child):
                 continue
             yield from _logic(child)
 
@@ -135,10 +137,7 @@ def _logic(node: ast.AST) -> Iterator[ast.AST]:
 def _is_data(node: ast.AST) -> bool:
     """A table of figures, ``__slots__``, a type alias."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(
-        isinstance(target, ast.Name) and (target.id in DATA or target.id in ("Planner", "_Ratio"))
-        for target in targets
-    )
+    return any(isinstance(target, ast.Name) and target.id in DATA | NO_LOGIC for target in targets)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def load_model(
     tier: Tier,
     dtype: str = "bfloat16",
     device_map: Mapping[str, int | str] | str = "auto",
+    max_memory: Mapping[int | str, int | str] | None = None,
     weights: Weights = "auto",
     progress: Callable[[Progress], None] | None = None,
     loader: Loader = "auto",
@@ -49,6 +50,7 @@ def load_model(
     :param tier: ``16bit`` (also ``cpu``), ``8bit`` (LLM.int8) or ``4bit`` (nf4).
     :param dtype: of what is not quantised: ``bfloat16``, ``float16``, ``float32``.
     :param device_map: block to CUDA index, ``cpu`` or ``disk``; or ``auto``, transformers' choice.
+    :param max_memory: what ``auto`` may put on each GPU and on ``cpu``, in bytes or as ``36GiB``.
     :param weights: ``auto`` takes the checkpoint if it is on this machine.
     :param progress: called from any thread, at most ten times a second.
     :param loader: ``transformers`` for its own loader; ``auto`` takes that one only for what the
@@ -78,6 +80,8 @@ def load_model(
     held: list[Any] = []
     try:
         cls, config, options = _recipe(resolved, checkpoint, tier, dtype, device_map)
+        if max_memory is not None:
+            options["max_memory"] = dict(max_memory)
         _wake_devices(device_map)
         started = time.perf_counter()
         _reset_peaks()

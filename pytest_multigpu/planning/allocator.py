@@ -32,7 +32,7 @@ class DeviceFullError(Exception):
     """The simulated driver has no more, even after every free segment was given back."""
 
     def __init__(self, missing_bytes: int) -> None:
-        super().__init__(f"{missing_bytes} bytes short")
+        super().__init__(missing_bytes)
         self.missing_bytes = missing_bytes
 
 

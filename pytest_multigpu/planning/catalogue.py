@@ -1,11 +1,16 @@
-"""GPU types: what a card of that name really has, and what renting one costs. Imports errors.
+"""GPU types: what a card of that name has, and roughly what renting one costs.
 
-``total_bytes`` and ``reserved_bytes`` are what the card itself reports through NVML, not what the
-box says: an "80 GB" H100 has 81559 MiB. Bandwidths are the data sheets'. Prices are an
-indication: typical on-demand rental per GPU and hour as seen in ``PRICES_AS_OF``; they move, and
-``--gpu-catalogue=FILE`` replaces them::
+``total_bytes`` and ``reserved_bytes`` are NVML's, not the box's: an "80 GB" H100 has 81559 MiB, of
+which the driver keeps 480. Those of the H100 80GB HBM3 and the H200 are in reports of real runs
+(``results/``); the others' were written down from memory, as the compute capabilities were.
+Bandwidths are the data sheets' (:mod:`pytest_multigpu.cards`).
+
+Prices come from no price list: they are the authors' guess, from memory, of on-demand rental per
+GPU and hour, good for an order and not for a budget. ``--gpu-catalogue=FILE`` replaces them::
 
     {"H100": {"price": 2.10}, "MyCard": {"total": 48000000000, "bandwidth": 900, "price": 0.4}}
+
+Imports cards, errors and units.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from ..cards import MEMORY_GB_PER_S
 from ..errors import UsageError, shown
 from ..units import MIB
 
-PRICES_AS_OF = "2026-11"
+PRICES_GUESSED = "2026-11"
+"""When the prices were written down. They were not looked up, then or since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class GpuType:
     reserved_bytes: int = 480 * MIB
     """What the driver keeps for itself on an idle card; in neither free nor used."""
     price_usd_hour: float | None = None
-    """Typical on-demand rental of one GPU, ``PRICES_AS_OF``; None if it has no usual price."""
+    """On-demand rental of one GPU, guessed at ``PRICES_GUESSED``; None if nothing is known."""
     capability: tuple[int, int] | None = None
     nvlinks: int | None = None
     """NVLinks of each card in machines of several, 0 without NVLink, None if unknown. A bridge
@@ -90,7 +96,7 @@ CATALOGUE: tuple[GpuType, ...] = (
         3.20,
         (9, 0),
         "H200-141GB",
-        reserved_mib=600,
+        reserved_mib=615,
         nvlinks=18,
     ),
     _row(

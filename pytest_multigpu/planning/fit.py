@@ -5,7 +5,6 @@ Imports units, records and its own part.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ from ..records.tiers import GPU_TIERS
 from ..units import gib
 from .partition import balanced
 from .peaks import Predictor, predict
-from .replay import kv_bytes
 from .search import Fit, last_that_fits
 
 LONGEST = 1 << 20
@@ -40,8 +38,7 @@ def largest_context(
         cache grows).
     """
     longest = architecture.max_context or LONGEST
-    beyond, lacking = _plainly_too_long(architecture, machine, longest, batch), None
-    if beyond <= 1:
+    if architecture.tier != "cpu" and architecture.weights_bytes > _free_bytes(machine):
         return 0
     if callable(device_map):
         place = device_map
@@ -55,30 +52,19 @@ def largest_context(
         def fit(tokens: int) -> Fit:
             return fixed.fit(context_tokens=tokens, batch=batch)
 
-    if beyond > longest:
-        found = fit(longest)
-        if found.fits:
-            return longest
-        beyond, lacking = longest, found.spare_bytes
-    one = fit(1)
-    if not one.fits:
+    most = fit(longest)
+    if most.fits:
+        return longest
+    least = fit(1)
+    if not least.fits:
         return 0
-    return last_that_fits(fit, (1, one.spare_bytes), (beyond, lacking), precision=PRECISION)
+    return last_that_fits(
+        fit, (1, least.spare_bytes), (longest, most.spare_bytes), precision=PRECISION
+    )
 
 
-def _plainly_too_long(
-    architecture: Architecture, machine: Machine, longest: int, batch: int
-) -> int:
-    """The shortest context, up to ``longest``, whose weights and KV alone exceed all GPUs
-    together: no replay is needed to refuse it. ``longest + 1`` if there is none."""
-    if architecture.tier == "cpu":
-        return longest + 1
-    left = sum(gpu.free_bytes for gpu in machine.visible_gpus) - architecture.weights_bytes
-
-    def exceeds(tokens: int) -> bool:
-        return sum(kv_bytes(block, tokens, batch) for block in architecture.blocks) > left
-
-    return bisect_left(range(1, longest + 1), True, key=exceeds) + 1
+def _free_bytes(machine: Machine) -> int:
+    return sum(gpu.free_bytes for gpu in machine.visible_gpus)
 
 
 def choose_tier(
@@ -118,7 +104,7 @@ def remedies(
         if spread is not None and spread.fits:
             mendable = True
             found.append(f"--gpu-placement=balanced fits: {_fullest(spread)}")
-    if not plan.offloaded and machine.visible:
+    if not plan.offloaded:
         context = largest_context(plan.architecture, plan.device_map, machine, batch=batch)
         if 0 < context < tokens:
             found.append(f"--gpu-context={context} is the longest that fits as placed")
@@ -153,7 +139,7 @@ def _balanced_plan(
 
 
 def _fullest(plan: Plan) -> str:
-    device = max(plan.devices, key=lambda d: d.peak_bytes / max(1, d.limit_bytes))
+    device = max(plan.devices, key=lambda d: d.peak_bytes / d.limit_bytes)
     return (
         f"GPU {device.device.removeprefix('cuda:')} would peak at {gib(device.peak_bytes)} of "
         f"{gib(device.limit_bytes)}"
@@ -162,25 +148,18 @@ def _fullest(plan: Plan) -> str:
 
 def _more_gpus(plan: Plan, machine: Machine, most: int) -> str:
     """How many GPUs like the machine's largest the model needs."""
-    if not machine.visible_gpus:
+    largest = max(machine.visible_gpus, key=lambda gpu: gpu.total_bytes, default=None)
+    if largest is None or not largest.total_bytes:
         return ""
-    largest = max(machine.visible_gpus, key=lambda gpu: gpu.total_bytes)
     free = largest.total_bytes - largest.reserved_bytes
-    # Weights and cache must be somewhere; beyond that every count is tried.
-    total = plan.weights_bytes + sum(device.kv_bytes for device in plan.devices)
-    for count in range(max(1, -(-total // max(1, free))), most + 1):
-        gpus = tuple(
-            replace(
-                largest, index=i, cuda_index=i, uuid=f"SIMULATED-{i}", free_bytes=free, used_bytes=0
-            )
-            for i in range(count)
-        )
+    # The weights must be somewhere; beyond that every count is tried.
+    for count in range(plan.weights_bytes // free + 1, most + 1):
+        gpus = tuple(replace(largest, index=i, free_bytes=free) for i in range(count))
         idle = Machine(gpus=gpus, visible=tuple(range(count)))
         other = _balanced_plan(plan.architecture, idle, plan.context_tokens, plan.batch)
         if other is not None and other.fits:
-            what = "idle" if count <= len(machine.visible) else "rent"
-            verb = f"{count} x {largest.name}"
-            if what == "idle":
-                return f"{verb} with nothing else on them would do: free their memory"
-            return f"rent {verb}: with --gpu-placement=balanced {_fullest(other)}"
+            what = f"{count} x {largest.name}"
+            if count <= len(machine.visible):
+                return f"{what} with nothing else on them would do: free their memory"
+            return f"rent {what}: with --gpu-placement=balanced {_fullest(other)}"
     return ""

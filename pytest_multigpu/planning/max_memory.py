@@ -9,7 +9,7 @@ Imports units, records and its own part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 
 from ..records.automap import Planner
 from ..records.plan import Architecture, DeviceMap, MaxMemory
@@ -32,29 +32,22 @@ def max_memory_for_auto(
     :param target: a key for each block, on GPUs alone.
     """
     gpus = sorted({place for place in target.values() if isinstance(place, int)})
-    if not gpus or any(place in OFFLOAD for place in target.values()):
-        return None
-    size = {gpu: _bytes_on(gpu, architecture, target) for gpu in gpus}
-    layer = max((b.weights_bytes for b in architecture.blocks if b.kind == "layer"), default=MIB)
+    layer = architecture.weights_bytes // architecture.layers
     enough = 4 * architecture.weights_bytes + GIB
     caps: dict[int, str | int] = dict.fromkeys(gpus, enough)
-    for gpu in gpus[:-1]:
-        wanted = _layers_up_to(gpu, architecture, target)
+    for gpu in gpus:
+        wanted = _blocks_up_to(gpu, architecture, target)
 
         def off(cap: str | int, gpu: int = gpu, wanted: int = wanted) -> int:
-            """Layers too many up to this GPU; below 0: too few."""
-            return _layers_up_to(gpu, architecture, planner({**caps, gpu: cap})) - wanted
+            """Blocks too many up to this GPU; below 0: too few."""
+            return _blocks_up_to(gpu, architecture, planner({**caps, gpu: cap})) - wanted
 
-        found = _cap(off, size[gpu] + layer // 2, layer, enough)
+        # Half a layer to spare: the next one is not taken, and a round number is near.
+        found = _cap(off, _bytes_on(gpu, architecture, target) + layer // 2, layer, enough)
         if found is None:
             return None
         caps[gpu] = found
-    last = gpus[-1]
-    for gibs in _upwards(size[last], enough):
-        caps[last] = f"{gibs}GiB"
-        if _same(architecture, target, planner(caps)):
-            return caps
-    return None
+    return caps if gpus and _same(architecture, target, planner(caps)) else None
 
 
 def _cap(off: Callable[[str | int], int], guess: int, layer: int, enough: int) -> str | int | None:
@@ -65,10 +58,9 @@ def _cap(off: Callable[[str | int], int], guess: int, layer: int, enough: int) -
     for _ in range(TRIES):
         by = off(guess)
         if by == 0:
-            # Shorter to read and to type; a cap of 0 would take the GPU away.
-            round_ones = [f"{-(-guess // GIB)}GiB", f"{guess // GIB}GiB", f"{guess // MIB}MiB"]
-            fitting = (cap for cap in round_ones if cap[0] != "0" and off(cap) == 0)
-            return next(fitting, guess)
+            # Shorter to read and to type.
+            round_ones = (f"{-(-guess // GIB)}GiB", f"{guess // GIB}GiB", f"{guess // MIB}MiB")
+            return next((cap for cap in round_ones if off(cap) == 0), guess)
         if by < 0:
             low = guess
         else:
@@ -79,30 +71,23 @@ def _cap(off: Callable[[str | int], int], guess: int, layer: int, enough: int) -
     return None
 
 
-def _upwards(size: int, enough: int) -> Iterator[int]:
-    """GiB from ``size`` on, in steps of a thirtieth."""
-    gibs = max(1, -(-size // GIB))
-    while gibs * GIB <= enough:
-        yield gibs
-        gibs += max(1, gibs // 30)
-
-
 def _bytes_on(gpu: int, architecture: Architecture, placed: DeviceMap) -> int:
     return sum(b.weights_bytes for b in architecture.blocks if placed[b.name] == gpu)
 
 
-def _layers_up_to(gpu: int, architecture: Architecture, placed: DeviceMap) -> int:
-    """Decoder layers on GPUs up to that one."""
-    places = [device_of(b.name, placed) for b in architecture.blocks if b.kind == "layer"]
-    return sum(1 for place in places if isinstance(place, int) and place <= gpu)
+def _placed(architecture: Architecture, device_map: DeviceMap) -> list[int | str | None]:
+    """Where each block goes; a rotary embedding may be on any GPU, and is left out."""
+    return [device_of(b.name, device_map) for b in architecture.blocks if b.kind != "other"]
 
 
-def _same(architecture: Architecture, target: DeviceMap, placed: Mapping[str, int | str]) -> bool:
-    """Every block where the target has it, whole; a rotary embedding may be on any GPU."""
-    if any(place in OFFLOAD for place in placed.values()) or split_blocks(architecture, placed):
+def _blocks_up_to(gpu: int, architecture: Architecture, device_map: DeviceMap) -> int:
+    """Blocks on that GPU and on those before it."""
+    places = _placed(architecture, device_map)
+    return sum(isinstance(place, int) and place <= gpu for place in places)
+
+
+def _same(architecture: Architecture, target: DeviceMap, found: DeviceMap) -> bool:
+    """Every block, whole, where the target has it, and nothing off the GPUs."""
+    if any(place in OFFLOAD for place in found.values()) or split_blocks(architecture, found):
         return False
-    return all(
-        device_of(block.name, placed) == target[block.name]
-        for block in architecture.blocks
-        if block.kind != "other"
-    )
+    return _placed(architecture, found) == _placed(architecture, target)

@@ -55,7 +55,7 @@ _Ratio = tuple[int, int]
 
 
 def _need(ends: Sequence[int], card: Card, start: int, stop: int) -> int:
-    return card.base_bytes + ends[stop] - ends[start] if stop > start else 0
+    return card.base_bytes + ends[stop] - ends[start]
 
 
 def _larger(one: _Ratio, other: _Ratio) -> _Ratio:
@@ -151,7 +151,7 @@ def balanced(
         Card(free_bytes=gpu.free_bytes, base_bytes=costs[i].context_bytes)
         for i, gpu in enumerate(visible)
     ]
-    best: tuple[float, dict[str, int | str]] | None = None
+    best: tuple[float, dict[str, int | str]] = (math.inf, {})
     for _ in range(ROUNDS):
         counts = contiguous(sizes, cards)
         placed = place_groups(architecture, groups, counts)
@@ -164,16 +164,12 @@ def balanced(
             probe=False,
         )
         worst = max(use.peaks.worst_bytes / visible[i].free_bytes for i, use in used.items())
-        if best is None or worst < best[0]:
+        if worst < best[0]:
             best = (worst, placed)
-        start = 0
-        for i, count in enumerate(counts):
-            own = sum(sizes[start : start + count])
-            start += count
-            if i in used:
-                beside = max(0, used[i].peaks.worst_bytes - own)
-                cards[i] = replace(cards[i], base_bytes=beside)
-    assert best is not None  # ROUNDS is at least 1
+        for i, use in used.items():
+            first = sum(counts[:i])
+            own = sum(sizes[first : first + counts[i]])
+            cards[i] = replace(cards[i], base_bytes=use.peaks.worst_bytes - own)
     return best[1]
 
 

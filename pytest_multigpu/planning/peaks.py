@@ -18,6 +18,11 @@ from .replay import NEW_TOKENS, Loaded, Use, kv_bytes, replay
 from .search import Fit
 
 
+def room(free_bytes: int) -> int:
+    """What of a GPU's free bytes a plan may use: a prediction is not exact to the last one."""
+    return free_bytes - int(free_bytes * SPARE_SHARE)
+
+
 class Predictor:
     """One placement of a model on a machine, to be asked about any context."""
 
@@ -44,7 +49,7 @@ class Predictor:
         visible = machine.visible_gpus
         self.cards = {i: visible[i] for i in indices if i < len(visible)}
         self.limits = {i: self.cards[i].free_bytes if i in self.cards else 0 for i in indices}
-        self.rooms = {i: limit - int(limit * SPARE_SHARE) for i, limit in self.limits.items()}
+        self.rooms = {i: room(limit) for i, limit in self.limits.items()}
         prices = {
             i: (costs or {}).get(i)
             or costs_for(self.cards[i].capability if i in self.cards else None)
@@ -65,20 +70,7 @@ class Predictor:
 
         :param context_tokens: tokens in the cache at the end, prompt and generated, per sequence.
         """
-        free = self._loaded.run(context_tokens=context_tokens, batch=batch, new_tokens=new_tokens)
-        tight = {i for i, use in free.items() if use.peaks.worst_bytes > self.rooms[i]}
-        used = free
-        if tight:
-            # Near its limit torch gives cached memory back and asks again: that may still do.
-            used = self._loaded.run(
-                context_tokens=context_tokens,
-                batch=batch,
-                new_tokens=new_tokens,
-                limits=self.rooms,
-            )
-        short = {
-            i: free[i].peaks.worst_bytes - self.rooms[i] for i in tight if used[i].missing_bytes
-        }
+        free, used, short = self._used(context_tokens, batch, new_tokens)
         devices = [
             _device_plan(
                 self.architecture,
@@ -118,15 +110,34 @@ class Predictor:
         used = self._loaded.run(
             context_tokens=context_tokens, batch=batch, limits=self.rooms, enough_if_short=True
         )
-        fits = not self.offloaded and not any(use.missing_bytes for use in used.values())
+        short = any(use.missing_bytes for use in used.values())
         for index, use in used.items():
             # While loading, the plan counts less outside the allocator than this limit does.
             if 0 < use.missing_at_load_bytes <= self._loaded.costs[index].module_bytes:
-                fits = self.plan(
-                    context_tokens=context_tokens, batch=batch, weights="synthetic", placement=""
-                ).fits
-        spare = [self.rooms[index] - use.least_bytes for index, use in used.items()]
-        return Fit(fits=fits, spare_bytes=min(spare, default=0))
+                short = bool(self._used(context_tokens, batch, NEW_TOKENS)[2])
+        return Fit(
+            fits=not short and not self.offloaded,
+            spare_bytes=min(
+                (self.rooms[index] - use.least_bytes for index, use in used.items()), default=0
+            ),
+        )
+
+    def _used(
+        self, context_tokens: int, batch: int, new_tokens: int
+    ) -> tuple[dict[int, Use], dict[int, Use], dict[int, int]]:
+        """By GPU: its use without a limit, and under its own; what those that are short lack."""
+        free = self._loaded.run(context_tokens=context_tokens, batch=batch, new_tokens=new_tokens)
+        tight = {i for i, use in free.items() if use.peaks.worst_bytes > self.rooms[i]}
+        if not tight:
+            return free, free, {}
+        # Near its limit torch gives cached memory back and asks again: that may still do.
+        used = self._loaded.run(
+            context_tokens=context_tokens, batch=batch, new_tokens=new_tokens, limits=self.rooms
+        )
+        short = {
+            i: free[i].peaks.worst_bytes - self.rooms[i] for i in tight if used[i].missing_bytes
+        }
+        return free, used, short
 
 
 def predict(
@@ -191,7 +202,7 @@ def _device_plan(
         weights_bytes=weights,
         kv_bytes=kv,
         activation_bytes=activation,
-        reserve_bytes=max(0, peak - weights - kv - activation),
+        reserve_bytes=peak - weights - kv - activation,
         peak_bytes=peak,
         limit_bytes=limit,
         peaks=use.peaks,
@@ -212,7 +223,7 @@ def _host_plans(
         if architecture.tier == "cpu":
             on_gpu_0 = dict.fromkeys(placed, 0)
             use = replay(architecture, on_gpu_0, {0: CPU}, context_tokens=context, batch=batch)[0]
-            activation = max(0, use.allocated_peak_bytes - weights - kv)
+            activation = use.allocated_peak_bytes - weights - kv
         else:
             kv = 0  # an offloaded layer's cache stays on the GPU that runs it
         plans.append(

@@ -13,6 +13,7 @@ from ..records.rent import RentRow
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
+from .peaks import room
 from .replay import kv_bytes, replay
 from .speed import step_seconds
 
@@ -85,14 +86,13 @@ def _fewest(
     needs: dict[tuple[Tier, int, Costs], int],
 ) -> tuple[int, int] | None:
     """The fewest equal GPUs that fit, and the fullest one's predicted peak."""
-    total = architecture.weights_bytes
-    total += sum(kv_bytes(block, context, batch) for block in architecture.blocks)
     costs = costs_for(row.capability)
-    for count in range(max(1, -(-total // row.free_bytes)), MAX_COUNT + 1):
+    # The weights must be somewhere; beyond that every count is tried.
+    for count in range(architecture.weights_bytes // row.free_bytes + 1, MAX_COUNT + 1):
         key = (architecture.tier, count, costs)
         if key not in needs:
             needs[key] = _need(architecture, count, costs, context, batch)
-        if needs[key] <= row.free_bytes:
+        if needs[key] <= room(row.free_bytes):
             return count, needs[key]
     return None
 
@@ -105,7 +105,7 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
         sum(block.weights_bytes + kv_bytes(block, context, batch) for block in group)
         for group in groups
     ]
-    counts = contiguous(sizes, [Card(free_bytes=sum(sizes) + 1)] * count)
+    counts = contiguous(sizes, [Card(free_bytes=1)] * count)
     used = replay(
         architecture,
         place_groups(architecture, groups, counts),

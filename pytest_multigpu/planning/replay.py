@@ -32,11 +32,11 @@ class Use:
     """In tensors, at the worst moment after loading."""
     fixed_bytes: int
     """Outside torch's allocator, plus the cuBLAS workspace."""
-    missing_bytes: int = 0
+    missing_bytes: int
     """With a limit: what the driver lacked when it ran out; 0 if it did not."""
-    missing_at_load_bytes: int = 0
+    missing_at_load_bytes: int
     """The same, if that was while loading."""
-    least_bytes: int = 0
+    least_bytes: int
     """About the fewest free bytes with which this GPU would do."""
 
     @property
@@ -118,8 +118,7 @@ class Loaded:
         if not self._gpus:
             return {}
         forward = forward_of(self.architecture, logits_rows=1)
-        new_tokens = max(1, min(new_tokens, context_tokens - 1))
-        prompt = max(1, context_tokens - new_tokens)
+        prompt = max(1, context_tokens - max(1, new_tokens))
         gpus = self._started(limits)
         short_at_load = {index: gpu.allocator.missing_bytes for index, gpu in gpus.items()}
         moments = {"load": _begin(gpus)}
@@ -185,7 +184,7 @@ class Loaded:
         for index, loaded in self._gpus.items():
             limit = None
             if limits is not None:
-                limit = max(0, limits[index] - outside(self.costs[index]))
+                limit = limits[index] - outside(self.costs[index])
             if limit is not None and loaded.allocator.peak_reserved > limit:
                 gpus[index] = self._load(index, limit)
                 continue

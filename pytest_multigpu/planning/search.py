@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+LINES = 7
+"""Tries by interpolation: two do where the line is straight."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
@@ -20,7 +23,7 @@ class Fit:
 def last_that_fits(
     fit: Callable[[int], Fit],
     low: tuple[int, int],
-    high: tuple[int, int | None],
+    high: tuple[int, int],
     *,
     precision: int,
     step: int = 16,
@@ -30,31 +33,27 @@ def last_that_fits(
 
     Regula falsi: what is left is nearly linear in the tokens, so the line through both ends points
     at the answer, and aiming half the precision above and below it in turn closes the bracket.
-    Where the allocator's steps defeat that twice in a row the middle is tried, so that it never
-    takes more than thrice the tries of bisection.
+    Where the allocator's steps make a fool of the line, the tries after ``LINES`` are bisection's.
 
     :param low: tokens that fit, and their spare bytes.
-    :param high: tokens that do not, and what they lack, below 0; None if it is not known.
+    :param high: tokens that do not, and theirs, below 0.
     """
-    (short, left), (long, lacking) = low, (high[0], high[1] or 0)
-    before, slow = False, 0
+    (short, left), (long, lacking) = low, high
+    before: bool | None = None
+    tries = 0
     while (width := long - short) > (near := max(step, short // precision)):
+        tries += 1
         guess = short + width // 2
-        if left > 0 > lacking and slow < 2:
-            aim = short + width * left // (left - lacking) + (near // 2 if before else -near // 2)
+        if left > lacking and tries <= LINES:
+            aim = short + width * left // (left - lacking) + (near if before else -near) // 2
             guess = min(max(aim, short + near), long - near)
-            slow += 1
-        else:
-            slow = 0
         found = fit(guess)
+        # An end that stays a second time pulls half as much (Illinois): else the other creeps.
         if found.fits:
             short, left = guess, found.spare_bytes
-            # An end that stays twice pulls less (Illinois): else the other one creeps.
-            lacking = lacking // 2 if before else lacking
+            lacking = lacking // 2 if before is True else lacking
         else:
             long, lacking = guess, found.spare_bytes
-            left = left if before else left // 2
+            left = left // 2 if before is False else left
         before = found.fits
-        if long - short <= width // 2:
-            slow = 0
     return short

@@ -464,3 +464,23 @@ def test_the_way_of_activations(
         load=None,  # type: ignore[arg-type]
     )
     assert loaded.cuda_path == path
+
+
+def test_max_memory_reaches_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import accelerate as planner
+
+    given: list[object] = []
+    real = planner.get_balanced_memory
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        caps = kwargs["max_memory"]
+        given.append(None if caps is None else dict(caps))  # its texts are replaced in place
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(planner, "get_balanced_memory", seen)
+    limits: list[dict[int | str, int | str] | None] = [{"cpu": "1GiB"}, None]
+    for caps in limits:
+        loaded = load_model("tiny-llama", tier="16bit", device_map="auto", max_memory=caps)
+        assert set(loaded.placement.device_map.values()) == {"cpu"}
+        release(loaded)
+    assert given == limits

@@ -105,6 +105,38 @@ def test_the_peak_knows_how_much_of_it_was_kv_and_logits() -> None:
     assert allocator.peak_reserved == allocator.reserved
 
 
+def test_what_was_given_back_is_asked_for_again() -> None:
+    allocator = Allocator()
+    allocator.drop(allocator.take(60 * MIB))
+    kept = allocator.take(20 * MIB)
+    allocator.drop(allocator.take(1))
+    allocator.empty_cache()
+    assert allocator.reserved == 60 * MIB
+    # The rest of the segment that is in use is still there, the small one is not.
+    allocator.take(40 * MIB)
+    assert allocator.reserved == 60 * MIB
+    allocator.take(1)
+    assert allocator.reserved == 62 * MIB
+    del kept
+
+
+def test_a_joined_block_begins_where_its_first_part_did() -> None:
+    allocator = Allocator()
+    allocator.drop(allocator.take(60 * MIB))
+    first, second, third = (allocator.take(20 * MIB) for _ in range(3))
+    start = first.address
+    allocator.drop(first)
+    allocator.drop(second)
+    joined = allocator.take(40 * MIB)
+    assert (joined.address, joined.address + joined.size) == (start, third.address)
+
+
+def test_nothing_is_held_at_first() -> None:
+    allocator = Allocator()
+    assert (allocator.reserved, allocator.peak_reserved, allocator.least_limit) == (0, 0, 0)
+    assert (allocator.allocated, allocator.peak_allocated) == (0, 0)
+
+
 # Whether the machine is busy says nothing about the allocator.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
@@ -125,3 +157,71 @@ def test_memory_is_never_lost_or_handed_out_twice(steps: list[tuple[int, int, bo
         allocator.drop(block)
     allocator.empty_cache()
     assert (allocator.reserved, allocator.allocated) == (0, 0)
+
+
+def test_the_least_limit_counts_what_would_be_given_back() -> None:
+    allocator = Allocator()
+    allocator.drop(allocator.take(60 * MIB))
+    kept = allocator.take(20 * MIB)
+    # 20 of the 60 are in use now: that segment could not be given back.
+    allocator.take(100 * MIB)
+    assert (allocator.reserved, allocator.least_limit) == (160 * MIB, 160 * MIB)
+    allocator = Allocator()
+    allocator.drop(allocator.take(60 * MIB))
+    allocator.take(100 * MIB)
+    assert (allocator.reserved, allocator.least_limit) == (160 * MIB, 100 * MIB)
+    limited = Allocator(limit_bytes=allocator.least_limit)
+    limited.drop(limited.take(60 * MIB))
+    limited.take(100 * MIB)
+    assert limited.reserved == limited.least_limit == 100 * MIB
+    del kept
+
+
+def test_two_go_on_from_one_state() -> None:
+    first = Allocator()
+    first.take(20 * MIB)
+    gap, end = first.take(30 * MIB), first.take(20 * MIB)
+    first.drop(gap)
+    second = first.copy()
+    state = (first.reserved, first.allocated, first.peak_allocated)
+    assert state == (second.reserved, second.allocated, second.peak_allocated)
+    # The gap is one segment in each; what one takes from it the other still has.
+    one = first.take(28 * MIB)
+    assert (first.reserved, second.allocated) == (state[0], state[1])
+    two = second.take(30 * MIB)
+    assert second.reserved == state[0]
+    assert (one.address, one.size, two.size) == (two.address, 28 * MIB, 30 * MIB)
+    first.drop(one)
+    first.empty_cache()
+    assert (first.reserved, second.reserved) == (40 * MIB, 70 * MIB)
+    del end
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30 * MIB), st.integers(0, 10), st.booleans()), max_size=60),
+    st.integers(0, 30),
+)
+def test_a_copy_does_what_the_original_would(steps: list[tuple[int, int, bool]], at: int) -> None:
+    """After ``at`` steps: from there on, nothing that was handed out before is given back."""
+
+    def go_on(allocator: Allocator) -> list[tuple[int, int]]:
+        held: list[Held] = []
+        seen = []
+        for size, which, give_back in steps[at:]:
+            if give_back and held:
+                allocator.drop(held.pop(which % len(held)))
+            else:
+                held.append(allocator.take(size))
+            seen.append((allocator.reserved, allocator.allocated))
+        return [*seen, (allocator.peak_reserved, allocator.least_limit)]
+
+    original = Allocator()
+    held: list[Held] = []
+    for size, which, give_back in steps[:at]:
+        if give_back and held:
+            original.drop(held.pop(which % len(held)))
+        else:
+            held.append(original.take(size))
+    copies = [original.copy(), original.copy()]
+    expected = go_on(original)
+    assert [go_on(twin) for twin in copies] == [expected, expected]

@@ -231,3 +231,110 @@ def test_gpus_without_a_free_byte_are_to_be_freed(make_llama: Make) -> None:
         balanced(model, on, context_tokens=1000, batch=1)
     found = remedies(plan(model, on, {"": 0}), on)
     assert found == ("1 x Card with nothing else on them would do: free their memory",)
+
+
+def test_one_token_is_found_where_two_are_too_many(make_llama: Make) -> None:
+    """Of 40,000 sequences a token is 0.6 GiB of cache."""
+    model, batch = make_llama(**SHAPE), 40_000
+    need = [
+        plan(model, machine(4000), {"": 0}, context=n, batch=batch).devices[0].peak_bytes
+        for n in (1, 2)
+    ]
+    gpu = replace(machine(4000).gpus[0], free_bytes=(need[0] + need[1]) // 2)
+    on = Machine(gpus=(gpu,), visible=(0,))
+    assert largest_context(model, {"": 0}, on, batch=batch) == 1
+    offers = remedies(plan(model, on, {"": 0}, context=500, batch=batch), on)
+    assert offers[0] == "--gpu-context=1 is the longest that fits as placed"
+
+
+def test_what_does_not_even_hold_the_weights_has_no_context(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    gpu = machine(4000).gpus[0]
+    for free in (model.weights_bytes - 1, model.weights_bytes, model.weights_bytes + MIB):
+        on = Machine(gpus=(replace(gpu, free_bytes=free),), visible=(0,))
+        assert largest_context(model, {"": 0}, on) == 0
+        assert largest_context(model, lambda _: {"": 0}, on) == 0
+    assert largest_context(model, {"": 0, "lm_head": "cpu"}, machine(4000)) == 0
+    assert largest_context(model, {"": 0}, Machine()) == 0
+
+
+def test_layers_that_move_with_the_context(make_llama: Make) -> None:
+    """Balanced anew for every context, it is at least as long as with any one map."""
+    model, on = make_llama(**SHAPE), machine(1600, 1400)
+
+    def spread(tokens: int) -> DeviceMap:
+        return balanced(model, on, context_tokens=tokens, batch=1)
+
+    longest = largest_context(model, spread, on)
+    assert plan(model, on, spread(longest), context=longest).fits
+    assert longest >= largest_context(model, spread(16), on) > 0
+    more = longest + max(16, longest // 256)
+    assert not plan(model, on, spread(more), context=more).fits
+
+
+def test_the_first_tier_that_fits_and_what_was_refused(make_llama: Make) -> None:
+    on = machine(1400)
+    made: list[Tier] = []
+
+    def plan_of(tier: Tier) -> Plan:
+        made.append(tier)
+        return plan(make_llama(tier, **SHAPE), on, {"": 0}, context=100)
+
+    chosen, refused = choose_tier(plan_of)
+    assert chosen is not None
+    assert chosen.architecture.tier == "8bit"
+    assert [one.architecture.tier for one in refused] == ["16bit"]
+    assert made == ["16bit", "8bit"]
+
+
+def test_nothing_is_said_of_a_plan_that_fits(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(4000)
+    assert remedies(plan(model, on, {"": 0}), on, architectures={"16bit": model}) == ()
+
+
+def test_the_plans_own_tier_is_no_other(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(1700, 1700)
+    tiers: dict[Tier, Architecture] = {"16bit": model}
+    found = remedies(plan(model, on, {"": 0}), on, architectures=tiers)
+    assert len(found) == 1
+    assert found[0].startswith("--gpu-placement=balanced fits: ")
+
+
+def test_a_gpu_without_memory_beside_one_that_does_alone(make_llama: Make) -> None:
+    model, on = make_llama(**SHAPE), machine(0, 4000)
+    found = remedies(plan(model, on, {"": 0}), on)
+    spread = plan(model, on, {"": 1})
+    assert found == (f"--gpu-placement=balanced fits: {peak(spread)}",)
+
+
+def test_as_many_idle_cards_as_are_there_need_not_be_rented(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    on = machine(600, 600, total_mib=1596)
+    refused = plan(model, on, {"": 0})
+    assert remedies(refused, on) == (
+        "2 x Card with nothing else on them would do: free their memory",
+    )
+    alone = machine(600, total_mib=1596)
+    assert remedies(plan(model, alone, {"": 0}), alone)[0].startswith("rent 2 x Card: ")
+
+
+def test_sixteen_cards_are_proposed_and_no_more(make_llama: Make) -> None:
+    model = make_llama(**{**SHAPE, "layers": 16})
+    each = make_llama(**{**SHAPE, "layers": 1})
+    # A layer on each; the first has the embeddings as well, the last the head.
+    need = plan(each, machine(4000), {"": 0}).devices[0].peak_bytes
+
+    def proposed(total: int) -> tuple[str, ...]:
+        gpu = replace(machine(0).gpus[0], total_bytes=total, reserved_bytes=0)
+        on = Machine(gpus=(gpu,), visible=(0,))
+        return remedies(plan(model, on, {"": 0}), on)
+
+    assert proposed(need)[0].startswith("rent 16 x Card: ")
+    assert proposed(need - 64 * MIB) == ()
+
+
+def test_a_gpu_that_cannot_be_read_is_not_what_is_rented(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    lost = replace(machine(0).gpus[0], total_bytes=0, reserved_bytes=0, problem="lost")
+    on = Machine(gpus=(lost,), visible=(0,))
+    assert remedies(plan(model, on, {"": 0}), on) == ()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_multigpu.errors import UsageError
+from pytest_multigpu.planning.costs import costs_for
 from pytest_multigpu.planning.partition import (
     Card,
     balanced,
@@ -19,9 +20,10 @@ from pytest_multigpu.planning.partition import (
     place_groups,
     units,
 )
+from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
-from pytest_multigpu.records.plan import Architecture
+from pytest_multigpu.records.plan import Architecture, Tier
 
 
 def worst(sizes: list[int], cards: list[Card], counts: list[int]) -> Fraction:
@@ -83,8 +85,58 @@ def test_among_equals_the_most_even_partition() -> None:
 
 @pytest.mark.parametrize("sizes", [[], [1]])
 def test_nothing_to_place_or_nowhere(sizes: list[int]) -> None:
-    with pytest.raises(ValueError, match="nothing to place, or nowhere to place it"):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - its whole text is below
         contiguous(sizes, [Card(free_bytes=0)] if sizes else [Card(free_bytes=1)])
+    assert str(error.value) == "nothing to place, or nowhere to place it"
+
+
+def squares(sizes: list[int], cards: list[Card], counts: list[int]) -> float:
+    start, total = 0, 0.0
+    for card, count in zip(cards, counts, strict=True):
+        if count:
+            need = card.base_bytes + sum(sizes[start : start + count])
+            total += (need / card.free_bytes) ** 2
+        start += count
+    return total
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    st.lists(
+        st.builds(Card, free_bytes=st.integers(1, 30), base_bytes=st.integers(0, 9)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_of_the_best_partitions_it_is_the_most_even(sizes: list[int], cards: list[Card]) -> None:
+    n, best = len(sizes), brute_force(sizes, cards)
+    ways = [
+        [b - a for a, b in zip((0, *cuts), (*cuts, n), strict=True)]
+        for cuts in combinations_with_replacement(range(n + 1), len(cards) - 1)
+    ]
+    least = min(squares(sizes, cards, way) for way in ways if worst(sizes, cards, way) == best)
+    assert squares(sizes, cards, contiguous(sizes, cards)) == pytest.approx(least, rel=1e-9)
+
+
+def test_a_card_costs_nothing_unless_said() -> None:
+    """With a byte more or less on either card another partition would be best."""
+    assert contiguous([1, 1, 6], [Card(free_bytes=2), Card(free_bytes=11)]) == [1, 2]
+
+
+@pytest.mark.parametrize(("free", "gpu"), [((0, 0), None), ((1, 0), 0), ((0, 1), 1)])
+def test_a_gpu_is_used_from_its_first_free_byte_on(
+    free: tuple[int, int], gpu: int | None, make_llama: Callable[..., Architecture]
+) -> None:
+    model, machine = make_llama(layers=2), simulate("2xH100")
+    gpus = tuple(replace(g, free_bytes=n) for g, n in zip(machine.gpus, free, strict=True))
+    machine = replace(machine, gpus=gpus)
+    if gpu is None:
+        with pytest.raises(UsageError, match="sees no GPU with free memory"):
+            balanced(model, machine, context_tokens=64, batch=1)
+    else:
+        placed = balanced(model, machine, context_tokens=64, batch=1)
+        assert set(placed.values()) == {gpu}
 
 
 def test_nf4_on_four_equal_cards_differs_by_a_layer_plus_the_head(
@@ -180,3 +232,48 @@ def test_balanced_to_the_block(make_llama: Callable[..., Architecture]) -> None:
     uneven = balanced(model, simulate("1x4GiB+1x12GiB"), context_tokens=2048, batch=4)
     on = [uneven[f"model.layers.{i}"] for i in range(8)]
     assert on.count(0) < on.count(1)
+
+
+WIDE = {"layers": 8, "heads": 8, "hidden": 512, "intermediate": 4096, "kv_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("tier", "spec", "shape", "context", "batch", "layers"),
+    [
+        # By weights and cache alone it would be 4 each, and 3 for the smaller card.
+        # Logits in fp32 are made on the first GPU: 64 sequences of 200,000 weigh some layers.
+        ("16bit", "2x8GiB", {"vocab": 200_000}, 64, 64, 2),
+        ("16bit", "2x8GiB", {"intermediate": 1024, "vocab": 200_000}, 64, 64, 1),
+        # A prompt takes more on the first GPU, or on the second; or all it has.
+        ("4bit", "2x8GiB", {"hidden": 1024, "vocab": 1000}, 8000, 1, 5),
+        ("16bit", "1x6GiB+1x8GiB", {"kv_heads": 8, "vocab": 64_000}, 1024, 32, 2),
+        ("4bit", "1x6GiB+1x8GiB", {"hidden": 1024, "intermediate": 8192, "vocab": 1000},
+         8000, 32, 0),
+    ],
+)  # fmt: skip
+def test_what_passes_take_counts_beside_the_weights(
+    tier: Tier,
+    spec: str,
+    shape: dict[str, int],
+    context: int,
+    batch: int,
+    layers: int,
+    make_llama: Callable[..., Architecture],
+) -> None:
+    model, machine = make_llama(tier, **{**WIDE, **shape}), simulate(spec)
+    gpus, groups = machine.visible_gpus, units(model)
+
+    def utilisation(count: int) -> float:
+        used = replay(
+            model,
+            place_groups(model, groups, [count, 8 - count]),
+            {i: costs_for(gpu.capability) for i, gpu in enumerate(gpus)},
+            context_tokens=context,
+            batch=batch,
+            probe=False,
+        )
+        return max(use.peaks.worst_bytes / gpus[i].free_bytes for i, use in used.items())
+
+    placed = balanced(model, machine, context_tokens=context, batch=batch)
+    assert [placed[f"model.layers.{i}"] for i in range(8)].count(0) == layers
+    assert min(range(9), key=utilisation) == layers

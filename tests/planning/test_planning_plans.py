@@ -291,3 +291,78 @@ def test_every_context_is_asked_on_the_model_as_loaded(make_llama: Make) -> None
     for context in (900, 5, 900):
         asked = kept.plan(context_tokens=context, batch=2, weights="synthetic", placement="p")
         assert asked == plan(model, on, placed, context=context, batch=2)
+
+
+@pytest.mark.parametrize(("context", "slack"), [(4096, False), (3000, True)])
+def test_the_parts_of_a_gpus_peak_by_hand(context: int, slack: bool, make_llama: Make) -> None:
+    """Reserve: context, kernels and workspace, or more where the allocator holds more."""
+    model = make_llama(**SHAPE)
+    device = plan(model, machine(8 * GIB), {"": 0}, context=context, costs={0: BARE}).devices[0]
+    used = replay(
+        model, {block.name: 0 for block in model.blocks}, {0: BARE}, context_tokens=context, batch=1
+    )[0]
+    assert device.peak_bytes == used.peaks.worst_bytes
+    fixed, beyond = 142 * MIB, device.peak_bytes - used.allocated_peak_bytes
+    assert (beyond > fixed) is slack
+    activations = max(part.activations_bytes + part.logits_bytes for part in used.parts.values())
+    assert device.activation_bytes == activations
+    assert device.reserve_bytes == device.peak_bytes - sum(
+        (device.weights_bytes, device.kv_bytes, activations)
+    )
+    assert device.reserve_bytes > fixed
+    known = device.weights_bytes + device.kv_bytes + device.reserve_bytes
+    assert device.activation_bytes == device.peak_bytes - known
+
+
+def test_a_squeezed_gpu_has_no_slack_in_its_activations(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    roomy = plan(model, machine(8 * GIB), {"": 0}, context=4096).devices[0]
+    fixed = OTHER.context_bytes + OTHER.module_bytes + OTHER.workspace_bytes
+    seen = []
+    for less in range(2, 400, 14):
+        limit = roomy.peak_bytes - less * MIB
+        found = plan(model, machine(limit), {"": 0}, context=4096)
+        if found.fits:
+            device = found.devices[0]
+            seen.append(device.reserve_bytes)
+            assert device.reserve_bytes >= fixed
+            assert device.peak_bytes <= limit
+            parts = device.weights_bytes + device.kv_bytes + device.activation_bytes
+            assert parts + device.reserve_bytes == device.peak_bytes
+    assert min(seen) < roomy.reserve_bytes
+
+
+def test_equal_shortfalls_are_told_in_the_gpus_order(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed = {"": 3, "model.layers.1": 2, "model.layers.2": 1, "model.layers.3": 0}
+    found = plan(model, machine(*[100 * MIB] * 3, 8 * GIB), placed)
+    names = [reason.partition(" lacks ")[0] for reason in found.reasons]
+    assert sorted(names[1:]) == names[1:]
+    assert names == ["GPU 0", "GPU 1", "GPU 2"]
+    lacks = [reason.partition(": it would")[0].partition(" lacks ")[2] for reason in found.reasons]
+    assert len(set(lacks)) == 1
+
+
+def test_after_a_missing_gpu_the_others_are_told(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed = {"": 1, "model.layers.3": 0}
+    found = plan(model, machine(500 * MIB), placed)
+    assert found.reasons[0] == "GPU 1 is not there: CUDA sees 1 of the map's GPUs"
+    assert found.reasons[1].startswith("GPU 0 lacks ")
+    assert len(found.reasons) == 2
+
+
+def test_what_is_left_is_the_tightest_gpus(make_llama: Make) -> None:
+    model = make_llama(**SHAPE)
+    placed = {"": 0, "model.layers.3": 1}
+    roomy = Predictor(model, placed, machine(8 * GIB, 8 * GIB))
+    peaks = [device.peak_bytes for device in roomy.plan(
+        context_tokens=512, batch=1, weights="synthetic", placement="p"
+    ).devices]  # fmt: skip
+    free = [peaks[0] + 3 * GIB, peaks[1] + GIB]
+    left = Predictor(model, placed, machine(*free)).fit(context_tokens=512, batch=1).spare_bytes
+    assert abs(left - GIB) < 64 * MIB
+    # No GPU has nothing left either.
+    cpu = Predictor(make_llama("cpu", **SHAPE), {"": "cpu"}, Machine())
+    told = cpu.fit(context_tokens=512, batch=1)
+    assert (told.fits, told.spare_bytes) == (True, 0)

@@ -20,8 +20,8 @@ PlanOn = Callable[[int], Plan]
 
 @pytest.fixture
 def plan_on(make_llama: Callable[..., Architecture]) -> PlanOn:
-    """The 16-bit 70B on one GPU with so many free bytes."""
-    architecture, card = make_llama("16bit"), simulate("1xH200").gpus[0]
+    """The first layers of a 16-bit 70B on one GPU with so many free bytes."""
+    architecture, card = make_llama("16bit", layers=12), simulate("1xH200").gpus[0]
 
     def plan(free_bytes: int) -> Plan:
         return predict(
@@ -74,3 +74,11 @@ def test_the_text_says_what_is_kept_spare(plan_on: PlanOn, least: int) -> None:
         f"GPU 0 lacks {gib(kept - 1000)}: it would peak at {gib(peak)} of {gib(peak + 1000)} free, "
         f"too close to the last byte ({gib(kept)} are kept spare) with 2048 tokens x 1",
     )
+    # Exactly its peak, and almost as much more as is kept.
+    for more in (0, kept * 2 // 3):
+        found = plan_on(peak + more)
+        spare = int((peak + more) * SPARE_SHARE)
+        assert found.reasons == (
+            f"GPU 0 lacks {gib(spare - more)}: it would peak at {gib(peak)} of {gib(peak + more)} "
+            f"free, too close to the last byte ({gib(spare)} are kept spare) with 2048 tokens x 1",
+        )
