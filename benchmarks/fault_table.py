@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import fault_files as files
+from benchmarks.fault_selections import SELECTIONS
 from benchmarks.faults import Fault, Plant
 
 GIB = 1 << 30
@@ -811,7 +812,16 @@ GATES = [
     ),
 ]
 
-FAULTS = [*MACHINE, *COPIES, *CHECKPOINTS, *PLANS, *MODELS, *PROBES, *GATES]
+FAULTS = [
+    *MACHINE,
+    *COPIES,
+    *SELECTIONS,
+    *CHECKPOINTS,
+    *PLANS,
+    *MODELS,
+    *PROBES,
+    *GATES,
+]
 
 
 def _healthy(name: str, args: str, *plants: Plant, **more: Any) -> Fault:

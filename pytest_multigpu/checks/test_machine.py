@@ -17,6 +17,7 @@ from pytest_multigpu.judging import vram as judge_vram
 from pytest_multigpu.judging.health import judge_health
 from pytest_multigpu.judging.machine import judge_gpus, label
 from pytest_multigpu.judging.visibility import judge_cuda, judge_environment
+from pytest_multigpu.judging.worker import with_failure
 from pytest_multigpu.machine import host
 from pytest_multigpu.machine.checkpoint import check_checkpoint, find_checkpoint
 from pytest_multigpu.machine.holders import wait_for_free
@@ -96,10 +97,11 @@ def test_driver(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record
     torch, cuda = read_torch_build()
     arch_list: Sequence[str] = versions.arch_list if versions else ()
     problem = versions.problem if versions else None
-    return [
+    records = [
         *judge_torch.judge_driver(gpu_inventory, torch, cuda, problem),
         *judge_torch.judge_architectures(gpu_inventory, arch_list),
     ]
+    return with_failure(gpu_worker, records)
 
 
 @pytest.mark.check(needs="gpu")
@@ -110,14 +112,17 @@ def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Re
         gpu_inventory.visible_env, gpu_inventory.gpus, environment.cuda_device_order
     )
     uuids = [device.uuid for device in sorted(gpu_worker.devices, key=lambda one: one.index)]
-    return judge_cuda(gpu_inventory, visibility, environment, uuids or None, gpu_worker.failure)
+    records = judge_cuda(gpu_inventory, visibility, environment, uuids or None, gpu_worker.failure)
+    return with_failure(gpu_worker, records)
 
 
 @pytest.mark.check(needs="gpu")
-def test_health(gpu_inventory: Machine, gpu_health: Sequence[GpuHealth]) -> list[Record]:
+def test_health(
+    gpu_inventory: Machine, gpu_health: Sequence[GpuHealth], gpu_worker: WorkerReport
+) -> list[Record]:
     """No ECC errors, no rows to remap, no throttling, full links, as read under load."""
     labels = {gpu.index: label(gpu) for gpu in gpu_inventory.gpus}
-    return judge_health(gpu_health, labels)
+    return with_failure(gpu_worker, judge_health(gpu_health, labels))
 
 
 @pytest.mark.check(needs="host")

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..records.check import Record
-from ..records.worker import WorkerReport
+from ..records.worker import STARTING, WorkerReport
 
 WORKER_REMEDY = (
     "look for Xid errors with `dmesg | grep -i xid`, reset the named GPU with "
     "`nvidia-smi --gpu-reset -i N`, or rent another machine"
 )
+
+UNSTARTED_REMEDY = "look at `ulimit -u`, at the container's pids.max, and at free memory"
+ESSENTIAL = frozenset({"uploads", "copies", "chains", "arithmetic"})
+"""Steps without which nothing is known of the bytes and numbers that a split model gets."""
 
 
 def gpu_path(gpus: Sequence[int]) -> str:
@@ -22,9 +26,15 @@ def gpu_path(gpus: Sequence[int]) -> str:
 
 
 def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) -> list[Record]:
-    """Unknown records for steps that never gave what the check needs: why, per GPU if known."""
+    """Records for steps that never gave what the check needs.
+
+    ``unknown`` with why, per GPU if known; ``failed`` if the worker died, hung or gave up.
+    """
+    if report.failure is not None:
+        return [_failed(report, name, expected)]
+    essential = not ESSENTIAL.isdisjoint(steps)
     told = [entry for entry in report.unmeasured if entry.step in steps]
-    if told and report.failure is None:
+    if told:
         return [
             Record(
                 name=name,
@@ -32,14 +42,13 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
                 expected=expected,
                 device=", ".join(f"GPU {gpu}" for gpu in entry.gpus),
                 reason=f"not measured: {entry.reason}",
-                remedy="free the memory of that GPU and run again",
+                remedy="free the memory of that GPU, or leave it out of CUDA_VISIBLE_DEVICES",
+                essential=essential,
             )
             for entry in told
         ]
     problem = report.versions.problem if report.versions else None
-    if report.failure is not None:
-        why = report.failure
-    elif not report.devices:
+    if not report.devices:
         why = problem or "torch sees no GPU"
     else:
         why = "the CUDA worker said nothing of it"
@@ -50,9 +59,20 @@ def not_measured(report: WorkerReport, name: str, expected: str, *steps: str) ->
             expected=expected,
             reason=f"not measured: {why}",
             # No GPU at all is a shortfall; GPUs that CUDA cannot use are broken.
-            shortfall=report.failure is None and problem is None and not report.devices,
+            shortfall=problem is None and not report.devices,
+            essential=essential,
         )
     ]
+
+
+def with_failure(report: WorkerReport, records: Sequence[Record]) -> list[Record]:
+    """A worker that died or hung fails every check that rests on it, what it left included."""
+    failed = any(
+        record.outcome == "failed" and record.reason == report.failure for record in records
+    )
+    if report.failure is None or failed:
+        return [*records]
+    return [*records, worker_came_through(report)]
 
 
 def worker_came_through(report: WorkerReport) -> Record:
@@ -65,12 +85,18 @@ def worker_came_through(report: WorkerReport) -> Record:
             expected=expected,
             measured=f"{len(report.steps)} steps in {report.seconds:.1f} s",
         )
+    return _failed(report, "CUDA worker", expected)
+
+
+def _failed(report: WorkerReport, name: str, expected: str) -> Record:
+    unstarted = report.failed_step == STARTING
+    path = report.failed_step in ("copies", "chains", "pair speed")
     return Record(
-        name="CUDA worker",
+        name=name,
         outcome="failed",
         expected=expected,
-        measured=f"stopped at {report.failed_step}",
-        device=", ".join(f"GPU {gpu}" for gpu in report.failed_gpus),
-        reason=report.failure,
-        remedy=WORKER_REMEDY,
+        measured="never started" if unstarted else f"stopped at {report.failed_step}",
+        device=(" -> " if path else ", ").join(f"GPU {gpu}" for gpu in report.failed_gpus),
+        reason=report.failure or "",
+        remedy=UNSTARTED_REMEDY if unstarted else WORKER_REMEDY,
     )

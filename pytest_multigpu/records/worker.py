@@ -15,6 +15,9 @@ lay at the destination before; ``mixed``: neither."""
 Link = Literal["NVLink", "PCIe", "CPU", "unknown"]
 """``PCIe``: peer to peer; ``CPU``: no peer access, the driver stages through host memory."""
 
+STARTING = "start"
+"""The ``failed_step`` of a worker whose process could not be started."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TorchVersions:

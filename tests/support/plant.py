@@ -7,6 +7,7 @@ arguments. Everything else is the product's own code. Only tests and campaigns l
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -133,6 +134,16 @@ def plant_worker(fault: dict[str, Any] | None = None, seconds: float | None = No
         )
 
     _put(worker, start_worker=start)
+
+
+def plant_no_fork() -> None:
+    """No process can be started, as at a limit on their number."""
+    import subprocess
+
+    def refuse(*_arguments: Any, **_options: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    _put(subprocess, Popen=refuse)
 
 
 def plant_no_nvml() -> None:
