@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from .records.worker import WorkerReport
     from .session import GpuSession
 
-SETTINGS = pytest.StashKey["Settings"]()
 _SESSION = pytest.StashKey["GpuSession"]()
 
 
 def session_of(config: pytest.Config) -> GpuSession:
-    """The one session of this process, made when it is first asked for."""
+    """The one session of this process, made when it is first asked for.
+
+    :raises UsageError: an option or ini value that cannot be.
+    """
     if _SESSION not in config.stash:
+        from .options import resolve
         from .session import GpuSession
 
-        config.stash[_SESSION] = GpuSession(config.stash[SETTINGS], os.environ)
+        config.stash[_SESSION] = GpuSession(resolve(config), os.environ)
     return config.stash[_SESSION]
 
 
