@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .gating import allowed, gate
+from .gating import allowed, fell_short, gate, obey
 from .markers import check_needs
 from .records.check import Record
 from .report.junit import properties
@@ -20,7 +20,6 @@ NEXT = pytest.StashKey["str | None"]()
 """Node id of the test that runs after this one."""
 _UNMEASURED = "not measured: "
 _PROPERTIES = pytest.StashKey[list[tuple[str, object]]]()
-_SHORTFALL = pytest.StashKey[bool]()
 _HARDWARE_SKIP = pytest.StashKey[bool]()
 
 
@@ -29,14 +28,10 @@ def open_gate(item: pytest.Item, session: GpuSession) -> None:
     decision = gate(item, session)
     expected = session.expected_skips
     if expected is not None and expected.entry(item.nodeid) is not None:
-        decision = allowed(decision, item, session)
+        decision = allowed(decision)
     _forget(item)
-    item.stash[_SHORTFALL] = decision.shortfall
-    if decision.action == "skip":
-        item.stash[_HARDWARE_SKIP] = decision.shortfall
-        pytest.skip(decision.text)
-    if decision.action == "fail":
-        pytest.fail(decision.text, pytrace=False)
+    item.stash[_HARDWARE_SKIP] = decision.shortfall and decision.action == "skip"
+    obey(decision)
 
 
 def _forget(item: pytest.Item) -> None:
@@ -73,7 +68,9 @@ def run_check(item: pytest.Function, *, strict: bool) -> None:
         pytest.skip(_UNMEASURED + "; ".join(why))
 
 
-def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
+def annotate(
+    item: pytest.Item, report: pytest.TestReport, raised: BaseException | None = None
+) -> None:
     """Put what we know onto pytest's report as plain data, which survives xdist's wire."""
     if item.stash.get(_HARDWARE_SKIP, False) and report.when == "setup":
         path, line, _ = item.reportinfo()
@@ -83,7 +80,7 @@ def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
     records = item.stash.get(RECORDS, [])
     notes: dict[str, Any] = {
         "is_check": check_needs(item) is not None,
-        "shortfall": item.stash.get(_SHORTFALL, False) and report.when == "setup",
+        "shortfall": fell_short(raised),
         "hardware_skip": item.stash.get(_HARDWARE_SKIP, False),
         "next": item.stash.get(NEXT, None) if report.when == "teardown" else None,
         "records": [dataclasses.asdict(record) for record in records],

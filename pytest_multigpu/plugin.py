@@ -109,7 +109,7 @@ def _register_runtime(config: pytest.Config) -> None:
 
     log = RunLog(config)
     config.pluginmanager.register(runtime, RUNTIME)
-    config.pluginmanager.register(timeouts.Watchdog(log.give_up), "multigpu-watchdog")
+    config.pluginmanager.register(timeouts.Watchdog(log.give_up), fixtures.WATCHDOG)
     if log.controller is not None:
         config.pluginmanager.register(log.controller, "multigpu-controller")
     config.pluginmanager.register(log, "multigpu-runlog")
