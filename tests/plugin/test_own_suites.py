@@ -111,3 +111,18 @@ def test_the_last_line_is_red_only_where_the_run_failed(
     line = result.outlines[-1]
     assert ("\x1b[31m" in line) is bool(colour)
     assert "\x1b[33m" not in line
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="torch can use a GPU here")
+@pytest.mark.parametrize("mark", ["gpu_peak_limit", "gpu_leak_limit"])
+def test_a_limit_that_could_not_be_measured_fails(
+    without_gpu: Run, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """NVML lists GPUs, and this torch cannot use them."""
+    monkeypatch.setenv("FAKE_GPUS", "1")
+    result = without_gpu(f"import pytest\n@pytest.mark.{mark}('36GiB')\ndef test_x(): pass")
+    result.assert_outcomes(failed=1)
+    assert result.ret == 1
+    assert result.outlines[-1].endswith(
+        f"::test_x failed: GPU 0 was not measured: torch cannot use it; {mark} is 36.0 GiB"
+    )

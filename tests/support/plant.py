@@ -367,9 +367,9 @@ def plant_report_kill() -> None:
 
 def plant_meter(used: int | None) -> None:
     """The resident size that the peak meter reads; None: nobody can say."""
-    from pytest_multigpu.model import memory
+    from pytest_multigpu.model import witness
 
-    _put(memory, _resident_bytes=lambda: used)
+    _put(witness, _resident_bytes=lambda: used)
 
 
 # The scorer
