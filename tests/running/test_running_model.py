@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,7 +112,9 @@ def test_the_whole_model_on_the_host_is_right_in_the_cpu_tier(tiny: LoadedModel)
 
 def test_phases_are_measured_in_the_plans_order(tiny: LoadedModel) -> None:
     meter = PeakMeter(("cpu",))
-    phases = measure_phases(tiny, meter, context_tokens=40, batch=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # transformers warns of arguments that it will drop
+        phases = measure_phases(tiny, meter, context_tokens=40, batch=2)
     assert [phase.phase for phase in phases] == ["probe", "prefill", "decode"]
     assert meter.phases == list(phases)
     assert all((phase.readings[0].used_bytes or 0) > 10 * MIB for phase in phases)
