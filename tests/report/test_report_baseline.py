@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_examples import check, four_h100s, machine, plan, speed, text_scores
 
-from pytest_multigpu.errors import UsageError
+from pytest_multigpu.errors import UsageError, shown
 from pytest_multigpu.judging.baseline import check_run, compare, key_of, measurements, merged
 from pytest_multigpu.judging.baseline_file import dump_baselines, parse_baselines
 from pytest_multigpu.judging.baseline_rule import parse_rule
@@ -575,5 +575,5 @@ def test_a_spread_is_kept_and_must_be_one() -> None:
         dumped["baselines"][KEY]["probe score"]["spread"] = spread
         with pytest.raises(UsageError) as caught:
             parse_baselines(dumped, "b.json")
-        where = f"b.json: '{KEY}': 'probe score'"
+        where = f"b.json: {shown(KEY)}: 'probe score'"
         assert str(caught.value) == f"{where}: spread is {shown}, not above zero; {REMEDY}"
