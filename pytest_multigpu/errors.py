@@ -28,6 +28,11 @@ def one_line(text: str) -> str:
     return "".join(part if part.isprintable() else repr(part)[1:-1] for part in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlong = 40

@@ -229,11 +229,13 @@ class GpuSession:
         :raises MultiGpuError: no model, no probe, or a score that could not be had.
         """
         from .probes.drift import score_texts
-        from .probes.textset import text_set
+        from .probes.textset import MAX_TOKENS, text_set
         from .records.drift import TextScores
 
         loaded = self.load()
-        values, tokens = score_texts(loaded.model, loaded.tokenizer, self.probe)
+        # No forward is larger than those that the plan has room for.
+        room = min(MAX_TOKENS, self.settings.context * self.settings.batch)
+        values, tokens = score_texts(loaded.model, loaded.tokenizer, self.probe, max_tokens=room)
         architecture = loaded.architecture
         self.scores = TextScores(
             model=architecture.model,

@@ -55,14 +55,18 @@ def test_probe_fits_model(gpu_model: Any, gpu_probe: Probe) -> list[Record]:
 
 def test_activation_size(
     gpu_model: Any, gpu_probe: Probe, observed: Observed, alone: Alone
-) -> Record:
+) -> list[Record]:
     """Activations are as large as the probe's scaler saw them: right site, layer and model."""
     from_scaler = gpu_probe.scale is not None
     probe = gpu_probe
     if not from_scaler:
         probe = fit.with_scaler(alone)
     readings = fit.read_sizes(gpu_model.model, probe, observed)
-    return judge.judge_size(readings, from_scaler=from_scaler)
+    records = [judge.judge_size(readings, from_scaler=from_scaler)]
+    # A synthesised probe was fitted nowhere: every place is its own.
+    if not from_scaler and gpu_probe.format != "synthetic":
+        records.append(judge.judge_site(gpu_probe.site))
+    return records
 
 
 def test_activations(observed: Observed) -> list[Record]:

@@ -20,7 +20,7 @@ MIN_CORRELATION = 0.95
 MAX_SHIFT = 0.2
 SCALE = (0.8, 1.25)
 _QUANTISED = {"4bit": 0, "8bit": 1}
-_PARTS = ("model", "weights", "probe", "text set", "tokenizer or chat template")
+_PARTS = ("model", "weights", "probe", "text set", "tokenizer, chat template or context")
 
 Between = Callable[[Sequence[float], Sequence[float]], DriftReading]
 """Base's and other scores to their difference."""

@@ -75,10 +75,14 @@ def _model_id(fit: ProbeFit) -> list[Record]:
     if fit.probe_model is None:
         return []
     outcome: Outcome
-    wanted, found = _normal(fit.probe_model), _normal(fit.model)
-    if wanted in found or found in wanted:
+    is_path = fit.model.startswith((".", "/", "~")) or fit.model.count("/") > 1
+    (wanted,), names = _bare_names(fit.probe_model)[-1:], _bare_names(fit.model)
+    names = names if is_path else names[-1:]
+    if wanted and wanted in names:
         outcome, reason = "passed", ""
-    elif fit.model.startswith((".", "/", "~")) or fit.model.count("/") > 1:
+    elif any(min(len(wanted), len(n)) >= 4 and (wanted in n or n in wanted) for n in names):
+        outcome, reason = "warned", "by its name the probe was fitted on a variant of the model"
+    elif is_path:
         outcome, reason = "warned", "the model is a folder, whose name does not tell which it is"
     else:
         outcome, reason = "failed", "the probe was fitted on another model"
@@ -94,10 +98,17 @@ def _model_id(fit: ProbeFit) -> list[Record]:
     ]
 
 
-def _normal(name: str) -> str:
-    """A model's bare name: no owner, punctuation, ``meta`` or ``instruct``."""
-    last = name if name.count("/") > 1 else name.rsplit("/", 1)[-1]
-    return re.sub(r"[^a-z0-9/]", "", last.lower().replace("instruct", "").replace("meta-", ""))
+_STORAGE = re.compile(
+    r"(?<![a-z])(instruct|meta|hf|bnb|nf4|int8|bf16|fp16|[48]bit)(?![a-z0-9])", re.ASCII
+)
+
+
+def _bare_names(name: str) -> list[str]:
+    """The parts of a hub id or a path, each without punctuation, ``meta``, ``instruct`` and what
+    only tells how weights are stored. Points between digits stay: 1.3b is not 13b."""
+    parts = re.split(r"[/\\]|--", name.lower().rstrip("/\\"))
+    bare = [_STORAGE.sub("", part) for part in parts]
+    return [re.sub(r"(?<!\d)\.|\.(?!\d)|[^a-z0-9.]", "", part) for part in bare]
 
 
 def judge_hook(reading: HookReading) -> Record:
@@ -224,6 +235,18 @@ def judge_boundary(reading: BoundaryReading) -> Record:
     )
 
 
+def judge_site(site: str) -> Record:
+    """A probe that was fitted somewhere and does not tell how large activations were there."""
+    return Record(
+        name="probe site",
+        outcome="warned",
+        expected="a scaler that tells where it was fitted",
+        measured=f"{site}, by its file alone",
+        reason="the probe has no scaler, so nothing tells whether its layer and site are right",
+        remedy="add mean and scale of the activations that it was fitted on to the probe's JSON",
+    )
+
+
 def judge_size(readings: Sequence[SizeReading], *, from_scaler: bool = True) -> Record:
     """Activations are as large as the probe's scaler saw them; if not, where they would be.
 
@@ -253,7 +276,7 @@ def judge_size(readings: Sequence[SizeReading], *, from_scaler: bool = True) -> 
         name="activation size" if from_scaler else "activation size, against other texts",
         outcome="failed" if wrong else "passed" if own else "unknown",
         expected=f"{RATIO_LOW:g} to {RATIO_HIGH:g}",
-        measured=own[0].ratio if own else None,
+        measured=(wrong or own)[0].ratio if own else None,
         unit="times",
         reason=reason or ("" if own else "the probe's own layer was not read"),
         remedy=remedy,

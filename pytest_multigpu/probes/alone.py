@@ -5,21 +5,22 @@ Imports the other modules of this package and errors; torch for types only.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ScoringError
-from .observe import CHATS
+from .observe import chats_for
 from .probe import Probe
 from .scoring import Score, score_chats
-from .spans import Chat, tokenize_chat
+from .spans import Chat, Message, tokenize_chat
 
 if TYPE_CHECKING:
     import torch
 
 
 class Alone:
-    """Scores of :data:`.observe.CHATS`, one at a time, through the scorer's own path; a forward a
-    chat, made when it is first asked for. What failed there is raised by whoever needs it.
+    """Scores of :func:`.observe.chats_for`, one at a time, through the scorer's own path: a
+    forward a chat, made when it is first asked for. What failed is raised for whoever needs it.
 
     Not thread-safe.
     """
@@ -29,9 +30,13 @@ class Alone:
         self._streams: dict[int, dict[int, torch.Tensor]] = {}
         self._scores: dict[int, Score | ScoringError] = {}
 
+    @cached_property
+    def _chats(self) -> tuple[tuple[Message, ...], ...]:
+        return chats_for(self.tokenizer)
+
     def chat(self, number: int) -> Chat:
         """A chat's tokens, as the scorer makes them."""
-        return tokenize_chat(self.tokenizer, CHATS[number])
+        return tokenize_chat(self.tokenizer, self._chats[number])
 
     def streams(self, number: int) -> dict[int, torch.Tensor]:
         """The activations that a chat's score is made of: layer to ``(1, tokens, hidden)``, before
@@ -54,7 +59,7 @@ class Alone:
 
     def scores(self) -> list[Score]:
         """Of all chats, in order."""
-        return [self.score(number) for number in range(len(CHATS))]
+        return [self.score(number) for number in range(len(self._chats))]
 
     def _run(self, number: int) -> None:
         if number in self._scores:
@@ -65,7 +70,7 @@ class Alone:
 
         try:
             (self._scores[number],) = score_chats(
-                self.model, self.tokenizer, self.probe, [CHATS[number]], see=see
+                self.model, self.tokenizer, self.probe, [self._chats[number]], see=see
             )
         except ScoringError as error:
             # Without its frames, which would keep tensors.

@@ -13,15 +13,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ScoringError
+from ..errors import ScoringError, first_line
 from .probe import Probe, Site
 
 if TYPE_CHECKING:
     import torch
 
 _LAYERS = ("layers", "h", "blocks")
-_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
+_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm", "norm_f")
 
 
 class _EnoughLayersError(BaseException):
@@ -45,13 +44,14 @@ class Anatomy:
         return len(self.blocks)
 
     def source(self, layer: int) -> Any:
-        """The module whose output is ``hidden_states[layer]``, before any norm.
+        """The module whose output is ``hidden_states[layer]``, before any norm; for layer 0 the
+        block whose input it is: some decoders add positions to the embedding's output first.
 
         :raises ScoringError: no such layer.
         """
         if not 0 <= layer <= self.num_layers:
             raise ScoringError(out_of_range(layer, self.num_layers))
-        return self.embedding if layer == 0 else self.blocks[layer - 1]
+        return self.blocks[max(0, layer - 1)]
 
 
 def out_of_range(layer: int, num_layers: int) -> str:
@@ -72,10 +72,13 @@ def check_hidden_size(probe: Probe, layer: int, stream: torch.Tensor) -> None:
 
 
 def anatomy(model: Any) -> Anatomy:
-    """:raises ScoringError: no decoder layers, final norm or embedding under a known name."""
+    """:raises ScoringError: no embedding, or no decoder layers or final norm of a known name."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    parts = []
-    for names in (_EMBEDDINGS, _LAYERS, _NORMS):
+    embedding = decoder.get_input_embeddings()
+    if embedding is None:
+        raise ScoringError(f"{type(model).__name__} has no input embeddings; probes can't read it")
+    parts = [embedding]
+    for names in (_LAYERS, _NORMS):
         found = next((getattr(decoder, name) for name in names if hasattr(decoder, name)), None)
         if found is None:
             kind = type(model).__name__
@@ -117,16 +120,39 @@ def noting(model: Any, layers: Sequence[int], note: Callable[[int, Any], None]) 
 
     :raises ScoringError: a layer that the model lacks.
     """
-    parts = anatomy(model)
     with ExitStack() as stack:
         for layer in layers:
 
-            def hook(_module: Any, _args: Any, output: Any, layer: int = layer) -> None:
+            def look(output: Any, layer: int = layer) -> None:
                 note(layer, output)
 
-            handle = parts.source(layer).register_forward_hook(hook)
-            stack.callback(handle.remove)
+            stack.enter_context(hooked(model, layer, look))
         yield
+
+
+@contextmanager
+def hooked(model: Any, layer: int, look: Callable[[Any], Any]) -> Iterator[None]:
+    """Calls ``look(hidden_states[layer] as it is)`` whenever it is there; what it returns, if
+    anything, takes its place.
+
+    :raises ScoringError: a layer that the model lacks.
+    """
+    module = anatomy(model).source(layer)
+    if layer == 0:
+
+        def before(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            new = look(args[0] if args else kwargs["hidden_states"])
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(lambda _module, _args, output: look(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def capture(
@@ -216,11 +242,6 @@ def check_ran(wanted: set[int], found: dict[int, Any]) -> None:
             f"the hook on hidden_states[{missing[0]}] never ran: its module was replaced or moved "
             "after the hook was set; set hooks on the model as it runs"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def local_norm(model: Any, device: Any) -> Callable[[torch.Tensor], torch.Tensor]:

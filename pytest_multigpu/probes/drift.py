@@ -33,17 +33,19 @@ def score_texts(
     """Every text's score, in batches that leave the forward at the probe's last layer.
 
     :param max_tokens: of one batch, padding included; a single longer text goes alone.
-    :returns: the scores in order, and a digest of the token ids and of which are scored.
+    :returns: the scores in order, and a digest of the token ids, of which are scored, and of the
+        batches: int8 rounds by the whole batch.
     :raises ScoringError: a text that can't be scored; never a default score.
     """
     chats = [tokenize_chat(tokenizer, text, date_string=DAY) for text in texts]
     rows = [chat.input_ids for chat in chats]
     masks = [chat.mask(probe.mask) for chat in chats]
     values: list[float] = []
-    for first, last in _batches([len(row) for row in rows], max_tokens):
+    batches = _batches([len(row) for row in rows], max_tokens)
+    for first, last in batches:
         scores = score_tokens(model, probe, rows[first:last], masks[first:last])
         values += [score.value for score in scores]
-    content = json.dumps([rows, masks], separators=(",", ":"))
+    content = json.dumps([rows, masks, batches], separators=(",", ":"))
     return tuple(values), hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -36,6 +36,16 @@ CHATS: tuple[tuple[Message, ...], ...] = (
 """Short texts of different lengths, each with an assistant's answer."""
 
 
+def chats_for(tokenizer: Any) -> tuple[tuple[Message, ...], ...]:
+    """:data:`CHATS` as the chat template takes them: some know no system message."""
+    first, *others = CHATS
+    try:
+        tokenize_chat(tokenizer, first)
+    except ScoringError:
+        first = first[1:]
+    return (first, *others)
+
+
 @dataclass(frozen=True)
 class Observed:
     """One full forward of one chat: ``streams[i]`` is what a hook on layer i saw, ``hidden`` what
@@ -66,11 +76,13 @@ def as_row(chat: Chat) -> torch.Tensor:
     return torch.tensor([chat.input_ids])
 
 
-def observe(model: Any, tokenizer: Any, messages: Sequence[Message] = CHATS[0]) -> Observed:
+def observe(model: Any, tokenizer: Any, messages: Sequence[Message] | None = None) -> Observed:
     """A full forward with ``output_hidden_states`` and a hook on every layer.
 
+    :param messages: by default the first of :func:`chats_for`.
     :raises ScoringError: it failed, or a hook never ran.
     """
+    messages = chats_for(tokenizer)[0] if messages is None else messages
     chat = tokenize_chat(tokenizer, messages)
     input_ids = as_row(chat)
     parts = anatomy(model)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ScoringError
-from .capture import at_site, capture, check_hidden_size, first_line
+from ..errors import ScoringError, first_line
+from .capture import anatomy, at_site, capture, check_hidden_size
 from .probe import Probe
 from .reference import aggregate
 from .spans import Message, tokenize_chat
@@ -84,9 +84,13 @@ def score_tokens(
 
     :param masks: which tokens of each row to score.
     :param see: looks at the activations that the scores are made of.
-    :raises ScoringError: a probe that does not fit, an empty row, a score that is not finite.
+    :raises ScoringError: a probe that does not fit, a row that the model can't read, a score that
+        is not finite.
     """
+    if len(masks) != len(rows):
+        raise ScoringError(f"{len(masks)} masks for {len(rows)} rows of tokens")
     padded = pad(rows, padding_side)
+    check_rows(model, rows)
     streams = capture(model, padded.input_ids, probe.layers, attention_mask=padded.mask)
     if see is not None:
         see(streams)
@@ -110,6 +114,41 @@ def score_tokens(
             )
         )
     return scores
+
+
+def check_rows(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """On a GPU a token that the model lacks ends the process's CUDA; and beyond its context a
+    model computes what nobody trained it for.
+
+    :raises ScoringError: a token id or a length that is not the model's.
+    """
+    known, context = int(anatomy(model).embedding.weight.shape[0]), context_of(model.config)
+    for row in rows:
+        if not 0 <= min(row) <= max(row) < known:
+            worst = max(row) if max(row) >= known else min(row)
+            raise ScoringError(
+                f"token {worst} is none of the model's {known}; use the model's own tokenizer"
+            )
+        if context is not None and len(row) > context:
+            raise ScoringError(
+                f"a text of {len(row)} tokens is longer than the model's context of {context}; "
+                "shorten it"
+            )
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model was made for; None if its config does not say."""
+    text = config.get_text_config(decoder=True)
+    context = getattr(text, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    # One set of parameters, or one for each kind of layer.
+    for found in (rope, *rope.values()):
+        if isinstance(found, dict) and isinstance(found.get("factor"), int | float):
+            trained = found.get("original_max_position_embeddings") or context
+            context = max(context, int(trained * found["factor"]))
+    return context
 
 
 def score_activations(probe: Probe, activations: dict[int, torch.Tensor]) -> tuple[float, ...]:
@@ -166,10 +205,18 @@ def _layer_scores(probe: Probe, position: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def to_device(vector: Vector, device: torch.device) -> torch.Tensor:
-    """Float32 copy of a probe's vector on ``device``."""
+    """Float32 copy of a probe's vector on ``device``.
+
+    :raises ScoringError: float32 can't hold it: a value overflows, or all vanish.
+    """
+    import numpy as np
     import torch
 
-    return torch.from_numpy(vector.copy()).to(device=device, dtype=torch.float32)
+    with np.errstate(over="ignore"):
+        single = vector.astype(np.float32)
+    if not np.isfinite(single).all() or (vector.any() and not single.any()):
+        raise ScoringError("the probe has values that float32 can't hold; scale them")
+    return torch.from_numpy(single).to(device)
 
 
 @dataclass(frozen=True)

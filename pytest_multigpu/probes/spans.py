@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ScoringError
+from ..errors import ScoringError, first_line
 from .probe import TokenMask
 
 Message = Mapping[str, str]
@@ -63,11 +63,10 @@ def tokenize_chat(tokenizer: Any, messages: Sequence[Message], **variables: Any)
         raise ScoringError("the tokenizer has no chat template; set one")
     text = _render(tokenizer, messages, variables)
     places = _locate(tokenizer, messages, text, variables)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
+    input_ids, offsets = _encode(tokenizer, text)
     return Chat(
         text=text,
-        input_ids=tuple(encoded["input_ids"]),
+        input_ids=input_ids,
         spans=tuple(_tokens(offsets, *place) for place in places),
         roles=tuple(message["role"] for message in messages),
     )
@@ -84,6 +83,26 @@ def _render(tokenizer: Any, messages: Sequence[Message], variables: Mapping[str,
     except Exception as error:  # Templates raise their own errors about roles and order.
         raise ScoringError(f"the chat template refused the messages: {error}") from error
     return str(rendered)
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """Token ids, and the characters that each token stands for."""
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError as error:
+        kind = type(tokenizer).__name__
+        raise ScoringError(
+            f"{kind} does not tell which characters a token stands for; use a fast tokenizer"
+        ) from error
+    except Exception as error:  # half of a surrogate pair, say: no UTF-8
+        text = f"{type(error).__name__}: {first_line(error)}"
+        raise ScoringError(f"the chat can't be tokenised: {text}") from error
+    offsets, covered = [], 0
+    for start, stop in encoded["offset_mapping"]:
+        # Many tokenizers trim offsets: a token of spaces alone then stands for nothing.
+        offsets.append((start if start < stop else min(covered, start), stop))
+        covered = max(covered, stop)
+    return tuple(encoded["input_ids"]), offsets
 
 
 def _locate(

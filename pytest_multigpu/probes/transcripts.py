@@ -14,6 +14,9 @@ from .probe import Probe
 from .scoring import Score
 from .spans import Message
 
+_UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Parts of a message that chat templates print and that are not scored here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
@@ -54,6 +57,12 @@ def _transcript(path: Path, number: int, line: str) -> Transcript:
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             raise UsageError(f"{where}: messages: each needs role and content as text")
+        unread = next((key for key in _UNREAD if message.get(key)), None)
+        if unread is not None:
+            raise UsageError(
+                f"{where}: messages: {unread} would be left out of what the model read; put it "
+                "into content as the game did"
+            )
     label = fields.get("label")
     if label is not None and label not in (0, 1):
         raise UsageError(f"{where}: label: {label!r:.40} is not true, false, 1 or 0")

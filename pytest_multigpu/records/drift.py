@@ -25,7 +25,8 @@ class TextScores:
     texts: str
     """Name and digest of the text set."""
     tokens: str
-    """Digest of the token ids and of which are scored: another tokenizer or chat template shows."""
+    """Digest of the token ids, which are scored and in which batches: another tokenizer or chat
+    template shows."""
     tier: str
     dtype: str
     gpus: tuple[str, ...] = ()

@@ -220,7 +220,7 @@ def test_one_text_alone_may_not_move_far() -> None:
         ({"model": "llama-3.1-8b"}, "model"),
         ({"weights": "checkpoint 1"}, "weights"),
         ({"texts": "alibi-60 2"}, "text set"),
-        ({"tokens": "other"}, "tokenizer or chat template"),
+        ({"tokens": "other"}, "tokenizer, chat template or context"),
         ({"probe": "x", "model": "y"}, "model and another probe"),
     ],
 )

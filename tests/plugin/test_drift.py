@@ -97,7 +97,7 @@ def test_another_tier_s_scores_warn_with_advice_everywhere(
         "warned",
         "recalibrate the threshold in cpu",
     )
-    assert "shift -3." in row["measured"]
+    assert "shift -1." in row["measured"]
     result.stdout.fnmatch_lines(
         [
             "warned   drift from 16bit to cpu *",
@@ -173,6 +173,29 @@ def test_a_score_that_is_no_number_fails_and_is_not_kept(
     assert result.ret == 1
     assert report["reasons"][0].startswith("60 of 60 scores are no number; ")
     assert not (pytester.path / "out" / "drift.json").exists()
+
+
+def test_scores_that_cannot_be_kept_are_said_last(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged while the run went on: it stays as it is, and the run is not READY."""
+    from pytest_multigpu import session
+
+    real = session.GpuSession.score_texts
+
+    def spoiling(self: Any) -> Any:
+        found = real(self)
+        (pytester.path / "out" / "drift.json").write_text("{")
+        return found
+
+    # The check's own look at the file comes first.
+    monkeypatch.setattr(session.GpuSession, "earlier_scores", ())
+    monkeypatch.setattr(session.GpuSession, "score_texts", spoiling)
+    result, report = run()
+    assert result.ret == 1
+    assert report["reasons"][0].startswith("out/drift.json: is not JSON (")
+    assert result.outlines[-1] == report["line"]
+    assert (pytester.path / "out" / "drift.json").read_text() == "{"
 
 
 def test_only_ready_runs_are_kept(run: Run, pytester: pytest.Pytester) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pytest_multigpu.errors import ScoringError
 from pytest_multigpu.probes import drift, scoring
 from pytest_multigpu.probes.drift import drift_between, score_texts
-from pytest_multigpu.probes.probe import Probe
+from pytest_multigpu.probes.probe import Probe, TokenMask
 from pytest_multigpu.probes.scoring import score_chats
 from pytest_multigpu.probes.textset import MAX_TOKENS, TEXTS, text_set
 
@@ -22,8 +22,17 @@ FEW = TEXTS[:7]
 
 def test_the_text_set_is_fixed() -> None:
     """Whoever changes it changes its name: no score of it compares with an earlier one then."""
-    assert text_set() == "alibi-60 91870782"
+    assert text_set() == "alibi-60 4d5c8eb8"
     assert len({json.dumps(text) for text in TEXTS}) == len(TEXTS) == 60
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_whichever_role_a_probe_reads_its_texts_differ(
+    model: Any, tokenizer: Any, probe: Probe, role: str
+) -> None:
+    reader = dataclasses.replace(probe, mask=TokenMask(roles=(role,)))
+    values, _ = score_texts(model, tokenizer, reader, FEW)
+    assert len(set(values)) >= 4
 
 
 def test_batches_score_what_single_texts_do(model: Any, tokenizer: Any, probe: Probe) -> None:
@@ -71,7 +80,7 @@ def test_batches(lengths: list[int], expected: list[tuple[int, int]]) -> None:
     assert drift._batches(lengths, 10) == expected
 
 
-def test_another_template_or_mask_is_another_tokens_digest(
+def test_another_template_mask_or_batch_is_another_tokens_digest(
     model: Any, tokenizer: Any, probe: Probe
 ) -> None:
     _, tokens = score_texts(model, tokenizer, probe, FEW)
@@ -81,6 +90,7 @@ def test_another_template_or_mask_is_another_tokens_digest(
     assert score_texts(model, other, probe, FEW)[1] != tokens
     wider = dataclasses.replace(probe, mask=dataclasses.replace(probe.mask, left=0))
     assert score_texts(model, tokenizer, wider, FEW)[1] != tokens
+    assert score_texts(model, tokenizer, probe, FEW, max_tokens=300)[1] != tokens
 
 
 def test_a_template_that_prints_the_date_gives_the_same_tokens_tomorrow(

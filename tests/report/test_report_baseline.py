@@ -571,9 +571,9 @@ def test_a_spread_is_kept_and_must_be_one() -> None:
     score = replace(SCORE, spread=0.25)
     dumped = dump_baselines({KEY: baseline(score)})
     assert parse_baselines(dumped, "b.json") == {KEY: baseline(score)}
-    for spread, shown in ((0, "0"), (-1, "-1"), (float("nan"), "nan"), (True, "True")):
+    for spread, text in ((0, "0"), (-1, "-1"), (float("nan"), "nan"), (True, "True")):
         dumped["baselines"][KEY]["probe score"]["spread"] = spread
         with pytest.raises(UsageError) as caught:
             parse_baselines(dumped, "b.json")
         where = f"b.json: {shown(KEY)}: 'probe score'"
-        assert str(caught.value) == f"{where}: spread is {shown}, not above zero; {REMEDY}"
+        assert str(caught.value) == f"{where}: spread is {text}, not above zero; {REMEDY}"

@@ -22,7 +22,7 @@ def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
     parts = anatomy(model)
     return ProbeFit(
         probe_hidden=probe.hidden_size,
-        model_hidden=int(parts.embedding.embedding_dim),
+        model_hidden=int(parts.embedding.weight.shape[-1]),
         probe_layers=probe.layers,
         model_layers=parts.num_layers,
         probe_model=probe.model,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ScoringError
 from ...records.probe import ArithmeticReading, HookReading, PlantReading, SpanReading
-from ..capture import anatomy, at_site, check_hidden_size, stream_of
+from ..capture import anatomy, at_site, check_hidden_size, hooked, stream_of
 from ..observe import Observed, differing
 from ..probe import Probe
 from ..reference import affine_scores, aggregate, reference_scores, relative_error
@@ -192,13 +192,10 @@ def _reference(model: Any, probe: Probe, stream: torch.Tensor) -> Any:
 def _planting(model: Any, layer: int, added: torch.Tensor) -> Iterator[None]:
     """Adds ``added`` to a layer's output, before any hook that is set later sees it."""
 
-    def plant(_module: Any, _args: Any, output: Any) -> Any:
+    def plant(output: Any) -> Any:
         stream = stream_of(output, layer)
         changed = (stream.double() + added.to(stream.device)).to(stream.dtype)
         return (changed, *output[1:]) if isinstance(output, (tuple, list)) else changed
 
-    handle = anatomy(model).source(layer).register_forward_hook(plant)
-    try:
+    with hooked(model, layer, plant):
         yield
-    finally:
-        handle.remove()
