@@ -353,12 +353,9 @@ def plant_report_kill() -> None:
     from pytest_multigpu.report.folder import ReportFile
 
     real = ReportFile.update
-    ends = 0
 
     def update(self: Any, report: Any) -> None:
-        nonlocal ends
-        ends += report.running is None
-        if ends == 3:
+        if len(report.checks) == 3:
             _put(os, fsync=lambda handle: os.kill(os.getpid(), signal.SIGKILL))
         real(self, report)
 
