@@ -10,6 +10,7 @@ from typing import TypeVar, get_args
 
 import pytest
 
+from .concern import fixtures_of
 from .errors import UsageError
 from .options import TIER_ALIASES
 from .records.plan import TIERS, Tier
@@ -19,32 +20,7 @@ from .units import parse_size
 Parsed = TypeVar("Parsed")
 
 CHECK_NEEDS = ("plan", "host", "machine", "gpu", "model")
-_MARKS = frozenset({"gpu", "gpu_tier", "gpu_peak_limit", "gpu_leak_limit", "check"})
-FIXTURES = frozenset(
-    {
-        "gpu_health",
-        "gpu_inventory",
-        "gpu_memory",
-        "gpu_model",
-        "gpu_plan",
-        "gpu_probe",
-        "gpu_session",
-        "gpu_settings",
-        "gpu_worker",
-    }
-)
 _OF_A_PLAN = frozenset({"gpu_model", "gpu_plan", "gpu_probe"})
-
-
-def about_gpus(item: pytest.Item) -> bool:
-    """The test has a mark or a fixture of ours; ``quick`` alone says nothing of GPUs."""
-    marks = {mark.name for mark in item.iter_markers()}
-    return not (_MARKS.isdisjoint(marks) and FIXTURES.isdisjoint(_fixtures(item)))
-
-
-def _fixtures(item: pytest.Item) -> Sequence[str]:
-    names: Sequence[str] = getattr(item, "fixturenames", ())
-    return names
 
 
 def gpu_requirement(item: pytest.Item) -> GpuRequirement | None:
@@ -76,19 +52,19 @@ def check_needs(item: pytest.Item) -> str | None:
 
 def uses_worker(item: pytest.Item) -> bool:
     """The test asks for what the CUDA worker measures."""
-    return not {"gpu_worker", "gpu_health"}.isdisjoint(_fixtures(item))
+    return not {"gpu_worker", "gpu_health"}.isdisjoint(fixtures_of(item))
 
 
 def uses_model(item: pytest.Item) -> bool:
     """The test is given a loaded model."""
-    return check_needs(item) == "model" or "gpu_model" in _fixtures(item)
+    return check_needs(item) == "model" or "gpu_model" in fixtures_of(item)
 
 
 def uses_plan(item: pytest.Item) -> bool:
     """The test rests on a plan: a check, a tier, or a fixture that comes from it."""
     if check_needs(item) is not None or tier_requirement(item) is not None:
         return True
-    return not _OF_A_PLAN.isdisjoint(_fixtures(item))
+    return not _OF_A_PLAN.isdisjoint(fixtures_of(item))
 
 
 def wanted(items: Sequence[pytest.Item]) -> Wanted:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from . import fixtures, options
+from .concern import about_gpus
 from .usage import WORKER, usage_errors
 
 gpu_health = fixtures.gpu_health
@@ -84,8 +85,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _only_informs(config):
         return
-    from .markers import about_gpus
-
     concerned = any(map(about_gpus, items))
     if not concerned and not config.pluginmanager.has_plugin(RUNTIME):
         return

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Generator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import closing, markers
+from .concern import about_gpus
 from .errors import MultiGpuError
 from .fixtures import session_of
 from .options import asked
@@ -90,8 +90,7 @@ class RunLog:
         """Know whether the run is about GPUs at all, and start what can run ahead."""
         if self.controller is None and not self.config.option.collectonly:
             self._open()
-            with usage_errors(self.config), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what is imported; nobody here can mend it
+            with usage_errors(self.config):
                 self._start(session.items)
         return (yield)
 
@@ -101,7 +100,7 @@ class RunLog:
                 self._file.open()
 
     def _start(self, items: list[pytest.Item]) -> None:
-        ours = [item for item in items if markers.about_gpus(item)]
+        ours = [item for item in items if about_gpus(item)]
         if not ours:
             self.session.end_worker()  # it ran ahead for checks that were then deselected
             return
@@ -109,7 +108,7 @@ class RunLog:
         wanted = markers.wanted(ours)
         if self.is_worker:  # it starts once its GPUs are its own
             if wanted.plan:
-                self.session.plans.check_inputs()
+                self.session.check_inputs()
             return
         self.session.start(wanted)
         self._draw()
@@ -241,9 +240,7 @@ class RunLog:
         """A verdict over checks rests on machine and plan, whichever checks were chosen."""
         checks = [check for check in self.report.checks if check.is_check]
         if self.controller is None and checks and not exitstatus:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.session.settle()
+            self.session.settle()
 
     def _finish(self, report: RunReport, status: int) -> RunReport:
         settings = self.session.settings

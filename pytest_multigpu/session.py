@@ -7,7 +7,9 @@ that it serves the fixtures, the hooks and ``--gpu-plan`` alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -100,14 +102,20 @@ class GpuSession:
             names a GPU that isn't there.
         """
         if wanted.plan:
+            self.check_inputs()
+        with _unwarned():
+            self._will_load = wanted.model
+            if not wanted.worker:
+                self.end_worker()
+            if self._real and self.machine.visible:
+                self._wait_for_memory(wanted)
+                if wanted.worker:
+                    self._start_worker()
+
+    def check_inputs(self) -> None:
+        """:raises UsageError: the model or the device map cannot be what was meant."""
+        with _unwarned():
             self.plans.check_inputs()
-        self._will_load = wanted.model
-        if not wanted.worker:
-            self.end_worker()
-        if self._real and self.machine.visible:
-            self._wait_for_memory(wanted)
-            if wanted.worker:
-                self._start_worker()
 
     def run_ahead(self) -> None:
         """Before collection, if the checks are what is asked for: start the worker, whose import
@@ -125,7 +133,8 @@ class GpuSession:
         """Find what a verdict over checks rests on, the machine and the plan, if no check did."""
         try:
             if self.settings.tier != "cpu" and self.machine.visible:
-                self.plan  # noqa: B018
+                with _unwarned():
+                    self.plan  # noqa: B018
         except MultiGpuError as error:
             self.unsettled = str(error)
 
@@ -306,3 +315,11 @@ class GpuSession:
         """End what still runs or holds memory."""
         self.end_worker()
         self.release()
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Whatever filters a project has: libraries that are imported here may warn of something."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

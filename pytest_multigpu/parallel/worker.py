@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from ..concern import about_gpus
 from ..errors import MachineError
 from ..fixtures import session_of
 from ..machine.gpu_locks import GpuLocks
-from ..markers import about_gpus, wanted
+from ..markers import wanted
 from ..session import GpuSession
 from ..waiting import held
 from .grouping import Share, share

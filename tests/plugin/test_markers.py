@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_multigpu import markers, plugin
+from pytest_multigpu import concern, plugin
 from pytest_multigpu.machine import nvml
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.units import GIB
@@ -171,7 +171,7 @@ def test_somebody_elses_quick_marker_is_left_alone(pytester: pytest.Pytester) ->
 
 def test_every_fixture_makes_a_test_one_about_gpus() -> None:
     offered = {name for name in vars(plugin) if name.startswith("gpu_")}
-    assert offered == markers.FIXTURES
+    assert offered == concern.FIXTURES
 
 
 def test_expected_failures_are_no_skips(pytester: pytest.Pytester) -> None:
