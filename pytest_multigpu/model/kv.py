@@ -8,6 +8,7 @@ cache is measured. torch and transformers are imported inside the functions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,8 +119,14 @@ def _measure(model: Any, cache: Any) -> Any:
     model.eval()
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
     with torch.inference_mode():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        model(input_ids=tokens, use_cache=True, **{cache_name(model): cache})
     return cache
+
+
+def cache_name(model: Any) -> str:
+    """The cache's name in a model's arguments and output: ``cache`` in newer transformers, which
+    warn of the older ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _layout(cache_layers: Sequence[Any], count: int, itemsize: int) -> KvLayout:

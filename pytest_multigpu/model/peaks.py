@@ -6,6 +6,7 @@ from typing import Any
 
 from ..records.model import PhasePeaks
 from .generation import chat_tokens
+from .kv import cache_name
 from .loaded import LoadedModel
 from .memory import PeakMeter, give_back
 
@@ -27,6 +28,7 @@ def measure_phases(
     length = max(1, context_tokens - new)
     prompt = (text * (length // len(text) + 1))[:length]
     ids = torch.tensor([list(prompt)] * batch, device=loaded.input_device)
+    name = cache_name(loaded.model)
     give_back()
     with torch.no_grad():
         with meter.measure("probe") as probe:
@@ -38,9 +40,9 @@ def measure_phases(
             for _ in range(new):
                 out = loaded.model(
                     input_ids=token.to(loaded.input_device),
-                    past_key_values=out.past_key_values,
                     use_cache=True,
                     logits_to_keep=1,
+                    **{name: out[name]},
                 )
                 token = out.logits[:, -1:].argmax(dim=-1)
             token.tolist()  # waits for the GPUs
