@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import fault_files as files
+from benchmarks.fault_selections import SELECTIONS
 from benchmarks.faults import Fault, Plant
 
 GIB = 1 << 30
@@ -90,6 +91,8 @@ NO_GPU_LEFT = (
     r"the GPUs could not be asked",
 )
 UNASKED = (r"torch sees no GPU", r"CUDA was not asked")
+UNMEASURED = r"^test_(copies|chained_copies|arithmetic);"
+"""The checks that READY rests on, where CUDA could measure nothing."""
 OTHER_COPIES = r"bytes differ \((all zero|stale|mixed)\)"
 
 MACHINE = [
@@ -194,7 +197,7 @@ MACHINE = [
         r"CUDA could not be initialised: Error 802: system not yet initialized; "
         r"systemctl start nvidia-fabricmanager",
         nvml(start_error="Error 802: system not yet initialized"),
-        also=(r"not measured: .*Error 802", r"CUDA does not see GPU 0"),
+        also=(r"not measured: .*Error 802", r"CUDA does not see GPU 0", UNMEASURED),
     ),
     machine(
         "CUDA sees three of four",
@@ -889,7 +892,16 @@ GATES = [
     ),
 ]
 
-FAULTS = [*MACHINE, *COPIES, *CHECKPOINTS, *PLANS, *MODELS, *PROBES, *GATES]
+FAULTS = [
+    *MACHINE,
+    *COPIES,
+    *SELECTIONS,
+    *CHECKPOINTS,
+    *PLANS,
+    *MODELS,
+    *PROBES,
+    *GATES,
+]
 
 
 def _healthy(name: str, args: str, *plants: Plant, **more: Any) -> Fault:

@@ -197,19 +197,21 @@ def judge(
         return actual, f"no verdict; {stderr.strip().splitlines()[-1:]}"
     if report["line"] != actual or report["exit_code"] != code:
         return actual, "the report says something else"
-    return actual, _differences(
-        fault, code, actual, red_rows(report, strict="--gpu-strict" in fault.args)
-    )
+    red = red_rows(report, strict="--gpu-strict" in fault.args)
+    # What READY rests on is red where it is unmeasured, strict or not.
+    return actual, _differences(fault, code, actual, red, red_rows(report, strict=True))
 
 
-def _differences(fault: Fault, code: int, actual: str, red: Sequence[str]) -> str:
+def _differences(
+    fault: Fault, code: int, actual: str, red: Sequence[str], told: Sequence[str] = ()
+) -> str:
     if code != fault.exit:
         return f"exit {code} in place of {fault.exit}"
     if not fault.exit and not actual.startswith("READY: "):
         return "not READY"
     if not re.search(fault.line or fault.reason, actual):
         return "the last line gives another reason"
-    if red and not any(re.search(fault.reason, row) for row in red):
+    if red and not any(re.search(fault.reason, row) for row in told):
         return "no record has that reason"
     allowed = (fault.reason, *fault.also)
     other = [row for row in red if not any(re.search(text, row) for text in allowed)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,16 +23,21 @@ if TYPE_CHECKING:
     from .records.worker import WorkerReport
     from .session import GpuSession
 
-SETTINGS = pytest.StashKey["Settings"]()
+WATCHDOG = "multigpu-watchdog"
+"""Name of the plugin that watches over what may hang."""
 _SESSION = pytest.StashKey["GpuSession"]()
 
 
 def session_of(config: pytest.Config) -> GpuSession:
-    """The one session of this process, made when it is first asked for."""
+    """The one session of this process, made when it is first asked for.
+
+    :raises UsageError: an option or ini value that cannot be.
+    """
     if _SESSION not in config.stash:
+        from .options import resolve
         from .session import GpuSession
 
-        config.stash[_SESSION] = GpuSession(config.stash[SETTINGS], os.environ)
+        config.stash[_SESSION] = GpuSession(resolve(config), os.environ)
     return config.stash[_SESSION]
 
 
@@ -72,21 +78,21 @@ def gpu_plan(gpu_session: GpuSession) -> Plan:
 
 
 @pytest.fixture(scope="session")
-def gpu_model(gpu_session: GpuSession) -> Iterator[LoadedModel]:
+def gpu_model(gpu_session: GpuSession, request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
     """The loaded model with its observed placement, load seconds and peaks.
 
     One load a session. Skips where no tier fits (fails where a tier was named or under strict),
     with what was needed and found. Freed at the end, also after failures.
     """
-    from .gating import model_gate
+    from .gating import model_gate, obey
 
-    may = model_gate(gpu_session)
-    if may.action == "skip":
-        pytest.skip(may.text)
-    if may.action == "fail":
-        pytest.fail(may.text, pytrace=False)
+    # For a test that asks for it by name at run time; others were asked before their setup.
+    obey(model_gate(gpu_session))
+    watchdog = request.config.pluginmanager.get_plugin(WATCHDOG)
     try:
-        yield gpu_session.load()
+        with nullcontext() if watchdog is None else watchdog.loading(gpu_session):
+            loaded = gpu_session.load()
+        yield loaded
     finally:
         gpu_session.release()
 

@@ -6,11 +6,11 @@ Reads marks through :mod:`markers` and facts through the session; raises only us
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from .markers import check_needs, gpu_requirement, size_limit, tier_requirement
+from .markers import check_needs, gpu_requirement, size_limit, tier_requirement, uses_model
 from .requirements import GpuRequirement, unmet
 from .session import GpuSession
 
@@ -36,8 +36,9 @@ def gate(item: pytest.Item, session: GpuSession) -> Gate:
     requirement = gpu_requirement(item)
     tier = tier_requirement(item)
     measured = [n for n in ("gpu_peak_limit", "gpu_leak_limit") if size_limit(item, n) is not None]
+    model = uses_model(item)
     if requirement is None and tier is None and not measured:
-        return RUN
+        return model_gate(session) if model else RUN
     if session.settings.simulate is not None:
         return Gate(action="skip", text=_simulated(session))
     if session.machine.problem is not None:
@@ -49,7 +50,27 @@ def gate(item: pytest.Item, session: GpuSession) -> Gate:
         lacking = unmet(requirement or GpuRequirement(), session.machine)
     if lacking is None and tier is not None:
         lacking = session.plans.shortfall(tier)
-    return RUN if lacking is None else _lacking(lacking, session)
+    if lacking is not None:
+        return _lacking(lacking, session)
+    return model_gate(session) if model else RUN
+
+
+def obey(decision: Gate) -> None:
+    """Skip or fail as decided, from within a test or a fixture; nothing if it may run."""
+    if decision.action == "skip":
+        pytest.skip(decision.text)
+    if decision.action == "fail":
+        failure: Any = pytest.fail.Exception(decision.text, pytrace=False)
+        setattr(failure, _SHORTFALL, decision.shortfall)
+        raise failure
+
+
+_SHORTFALL = "multigpu_shortfall"
+
+
+def fell_short(raised: BaseException | None) -> bool:
+    """It was raised by :func:`obey`, and means only that the machine falls short."""
+    return bool(getattr(raised, _SHORTFALL, False))
 
 
 def model_gate(session: GpuSession) -> Gate:
@@ -67,10 +88,8 @@ def model_gate(session: GpuSession) -> Gate:
     return replace(_lacking(lacking, session), shortfall=not session.plan.mendable)
 
 
-def allowed(decision: Gate, item: pytest.Item, session: GpuSession) -> Gate:
+def allowed(decision: Gate) -> Gate:
     """The gate of a test that ``--gpu-expected-skips`` lists: a demand may skip it after all."""
-    if decision.action == "run" and "gpu_model" in getattr(item, "fixturenames", ()):
-        decision = model_gate(session)  # the fixture would only be able to fail
     if decision.action == "fail" and decision.shortfall:
         return replace(decision, action="skip")
     return decision

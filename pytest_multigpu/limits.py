@@ -23,12 +23,16 @@ def measured(item: pytest.Item, session: GpuSession) -> Iterator[None]:
         yield
         return
     from .judging.memory import leak_limit_failures, peak_limit_failures
-    from .model.memory import LeakMeter, PeakMeter
+    from .model.growth import GrowthMeter
+    from .model.memory import LeakMeter
+    from .model.witness import Witness
 
-    leaks = None if leak_limit is None else LeakMeter(session.gpus)
-    with PeakMeter(session.gpus).measure(item.name) as during:
+    witness = Witness(session.gpus)
+    leaks = None if leak_limit is None else LeakMeter(witness)
+    meter = GrowthMeter(witness)
+    with meter.measure():
         yield
-    lines = [] if peak_limit is None else peak_limit_failures(during.peaks, peak_limit)
+    lines = [] if peak_limit is None else peak_limit_failures(meter.growths, peak_limit)
     if leaks is not None and leak_limit is not None:
         lines += leak_limit_failures(leaks.leftover(), leak_limit)
     if lines:

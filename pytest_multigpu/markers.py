@@ -1,24 +1,26 @@
 """The markers: what they take, and what their arguments mean. Knows pytest; runs nothing.
 
-Wrong arguments raise :class:`pytest.UsageError` naming the test, at collection.
+Wrong arguments raise :class:`UsageError` naming the test, at collection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
 
 import pytest
 
+from .concern import fixtures_of
 from .errors import UsageError
 from .options import TIER_ALIASES
 from .records.plan import TIERS, Tier
-from .requirements import GpuRequirement
+from .requirements import GpuRequirement, Wanted
 from .units import parse_size
 
 Parsed = TypeVar("Parsed")
 
 CHECK_NEEDS = ("plan", "host", "machine", "gpu", "model")
+_OF_A_PLAN = frozenset({"gpu_model", "gpu_plan", "gpu_probe"})
 
 
 def gpu_requirement(item: pytest.Item) -> GpuRequirement | None:
@@ -50,12 +52,30 @@ def check_needs(item: pytest.Item) -> str | None:
 
 def uses_worker(item: pytest.Item) -> bool:
     """The test asks for what the CUDA worker measures."""
-    return not {"gpu_worker", "gpu_health"}.isdisjoint(getattr(item, "fixturenames", ()))
+    return not {"gpu_worker", "gpu_health"}.isdisjoint(fixtures_of(item))
 
 
-def loads_model(item: pytest.Item) -> bool:
-    """The test is a check of a loaded model."""
-    return check_needs(item) == "model"
+def uses_model(item: pytest.Item) -> bool:
+    """The test is given a loaded model."""
+    return check_needs(item) == "model" or "gpu_model" in fixtures_of(item)
+
+
+def uses_plan(item: pytest.Item) -> bool:
+    """The test rests on a plan: a check, a tier, or a fixture that comes from it."""
+    if check_needs(item) is not None or tier_requirement(item) is not None:
+        return True
+    return not _OF_A_PLAN.isdisjoint(fixtures_of(item))
+
+
+def wanted(items: Sequence[pytest.Item]) -> Wanted:
+    """What these tests want of the session together."""
+    needs = dict.fromkeys(map(gpu_requirement, items))
+    return Wanted(
+        worker=any(map(uses_worker, items)),
+        model=any(map(uses_model, items)),
+        plan=any(map(uses_plan, items)),
+        needs=tuple(need for need in needs if need is not None),
+    )
 
 
 def validate(item: pytest.Item) -> None:
@@ -65,13 +85,16 @@ def validate(item: pytest.Item) -> None:
     size_limit(item, "gpu_peak_limit")
     size_limit(item, "gpu_leak_limit")
     check_needs(item)
+    quick = item.get_closest_marker("quick")
+    if quick is not None:
+        _parsed(item, quick, _read_quick)
 
 
 def _parsed(item: pytest.Item, mark: pytest.Mark, read: Callable[[pytest.Mark], Parsed]) -> Parsed:
     try:
         return read(mark)
     except UsageError as error:
-        raise pytest.UsageError(f"{item.nodeid}: {error}") from None
+        raise UsageError(f"{item.nodeid}: {error}") from None
 
 
 def _read_gpu(mark: pytest.Mark) -> GpuRequirement:
@@ -150,6 +173,11 @@ def _read_size(mark: pytest.Mark) -> int:
     if not isinstance(value, str):
         raise UsageError(f'{mark.name}(): {value!r} is not a size; write it like "36GiB"')
     return parse_size(value, what=f"{mark.name}()")
+
+
+def _read_quick(mark: pytest.Mark) -> None:
+    if mark.args or mark.kwargs:
+        raise UsageError("quick: takes no argument; write @pytest.mark.quick")
 
 
 def _read_check(mark: pytest.Mark) -> str:

@@ -1,42 +1,33 @@
 """Options, ini values and the game's own JSON, resolved once into one frozen ``Settings``.
 
-Precedence: command line, then ``--gpu-config``, then ini, then the default. Knows pytest's
-parser and config; reads only the files that the options name.
+Precedence: command line, then ``--gpu-config``, then ini, then the default. A relative path is
+seen from where pytest was started, in an ini file from that file's folder. Knows pytest's parser
+and config; reads only the files that the options name.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from . import option_values as read
 from .errors import UsageError
-from .files import check_regular, why_unread
 from .records.tiers import Tier
 
 DEFAULT_MODEL = "llama-3.3-70b"
 CPU_MODEL = "tiny-llama"
 DEFAULT_CONTEXT = 2048
 
-TIER_ALIASES: Mapping[str, Tier] = {
-    "cpu": "cpu",
-    "4bit": "4bit",
-    "nf4": "4bit",
-    "8bit": "8bit",
-    "int8": "8bit",
-    "16bit": "16bit",
-    "bf16": "16bit",
-    "fp16": "16bit",
-}
+TIER_ALIASES: Mapping[str, Tier] = read.TIER_ALIASES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What was asked for. Paths are as given; sizes are bytes, times seconds."""
+    """What was asked for. Paths are as given, those of an ini file absolute; times in seconds."""
 
     tier: Literal["auto"] | Tier = "auto"
     dtype: str = "bfloat16"
@@ -60,8 +51,6 @@ class Settings:
     catalogue: Path | None = None
     expected_skips: Path | None = None
     wait_seconds: float = 10.0
-    asked: bool = False
-    """Any of our options was given on the command line."""
 
     @property
     def named_tier(self) -> Tier | None:
@@ -87,6 +76,10 @@ class Option:
     def ini(self) -> str:
         return self.name.removeprefix("--").replace("-", "_")
 
+    @property
+    def takes_path(self) -> bool:
+        return self.metavar in ("DIR", "FILE")
+
 
 OPTIONS: tuple[Option, ...] = (
     Option("--gpu-tier", "auto, cpu, 4bit, 8bit or 16bit (also nf4, int8, bf16, fp16)", "TIER"),
@@ -106,7 +99,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("--gpu-baseline-update", "record this run's peaks and speeds"),
     Option("--gpu-baseline-rule", "like peak:2%%+256MiB speed:10%%", "RULE"),
     Option(
-        "--gpu-catalogue", "GPU types and prices in JSON, in place of the built-in ones", "FILE"
+        "--gpu-catalogue",
+        "GPU types and prices in JSON, changing or adding to the built-in ones",
+        "FILE",
     ),
     Option("--gpu-expected-skips", "the tests that may skip, and must: lines or JSON", "FILE"),
     Option("--gpu-wait", "seconds to wait for VRAM to clear (default 10)", "SECONDS"),
@@ -129,9 +124,38 @@ def add_options(parser: pytest.Parser) -> None:
             parser.addini(option.ini, option.help.replace("%%", "%"), default=None)
 
 
+def asked(config: pytest.Config) -> bool:
+    """Is the run about GPUs whatever it collects?
+
+    One of our options was given, or the ini file makes a demand: strict, or a tier of GPUs.
+
+    :raises UsageError: an ini value of those that is no value.
+    """
+    if any(config.getoption(option.ini) is not None for option in OPTIONS):
+        return True
+    tier = TIER_ALIASES.get(str(_ini(config, _BY_INI["gpu_tier"]) or "").casefold())
+    return bool(_ini(config, _BY_INI["gpu_strict"])) or tier in ("4bit", "8bit", "16bit")
+
+
 def plan_wanted(config: pytest.Config) -> bool:
-    """``--gpu-plan`` was given, or is in the ini file."""
-    return bool(config.getoption("gpu_plan") or config.getini("gpu_plan"))
+    """``--gpu-plan`` was given, or is in the ini file.
+
+    :raises UsageError: the ini value is neither true nor false.
+    """
+    return bool(config.getoption("gpu_plan") or _ini(config, _BY_INI["gpu_plan"]))
+
+
+def checks_wanted(config: pytest.Config) -> bool:
+    """The shipped checks are to be collected too.
+
+    ``gpu_checks`` of the ini file means whole files and folders: whoever names one test means just
+    that one.
+
+    :raises UsageError: the ini value is neither true nor false.
+    """
+    if config.getoption("gpu_checks"):
+        return True
+    return bool(_ini(config, _BY_INI["gpu_checks"])) and not any("::" in arg for arg in config.args)
 
 
 def resolve(config: pytest.Config) -> Settings:
@@ -139,10 +163,10 @@ def resolve(config: pytest.Config) -> Settings:
 
     :raises UsageError: a value that cannot be; the text names the option and the remedy.
     """
-    command = {option.ini: config.getoption(option.ini) for option in OPTIONS}
-    ini = {option.ini: config.getini(option.ini) for option in OPTIONS}
+    command = {option.ini: _command(config, option) for option in OPTIONS}
+    ini = {option.ini: _ini(config, option) for option in OPTIONS}
     game_tier = game_model = game_probe = None
-    config_file = _path(command["gpu_config"] or ini["gpu_config"], "--gpu-config")
+    config_file = read.path(command["gpu_config"] or ini["gpu_config"], "--gpu-config")
     if config_file is not None:
         from .game_config import read_game_config
 
@@ -152,11 +176,9 @@ def resolve(config: pytest.Config) -> Settings:
     def value(key: str, from_game: object = None) -> Any:
         if command[key] is not None:
             return command[key]
-        if from_game is not None:
-            return from_game
-        return ini[key] if ini[key] not in ("", None) else None
+        return ini[key] if from_game is None else from_game
 
-    tier, dtype = _tier(value("gpu_tier", game_tier))
+    tier, dtype = read.tier(value("gpu_tier", game_tier))
     model = value("gpu_model", game_model)
     if tier == "cpu":
         # The built-in model, unless one was named on this very command line.
@@ -171,106 +193,62 @@ def resolve(config: pytest.Config) -> Settings:
         )
     if value("gpu_baseline_update") and not value("gpu_baseline"):
         raise UsageError("--gpu-baseline-update: needs --gpu-baseline=FILE to write to")
+    strict, plan_only = bool(value("gpu_strict")), bool(value("gpu_plan"))
+    if strict and value("gpu_simulate") and not plan_only:
+        raise UsageError(
+            f"--gpu-strict: nothing can be demanded of a machine that isn't there, "
+            f"--gpu-simulate={value('gpu_simulate')}; leave out one of them, also in the ini file"
+        )
     return Settings(
         tier=tier,
         dtype=dtype,
-        strict=bool(value("gpu_strict")),
+        strict=strict,
         model=model or DEFAULT_MODEL,
         weights=weights,
-        placement=_placement(value("gpu_placement") or "auto"),
-        probe=_path(probe, "--gpu-probe"),
+        placement=read.placement(value("gpu_placement") or "auto"),
+        probe=read.path(probe, "--gpu-probe"),
         config_file=config_file,
-        context=_whole(value("gpu_context"), "--gpu-context", DEFAULT_CONTEXT),
-        batch=_whole(value("gpu_batch"), "--gpu-batch", 1),
+        context=read.whole(value("gpu_context"), "--gpu-context", DEFAULT_CONTEXT),
+        batch=read.whole(value("gpu_batch"), "--gpu-batch", 1),
         simulate=value("gpu_simulate"),
         checks=bool(value("gpu_checks")),
-        plan_only=bool(value("gpu_plan")),
-        report_dir=_folder(value("gpu_report"), "--gpu-report"),
-        baseline=_file_or_new(value("gpu_baseline")),
+        plan_only=plan_only,
+        report_dir=read.folder(value("gpu_report"), "--gpu-report"),
+        baseline=read.file_or_new(value("gpu_baseline"), "--gpu-baseline"),
         baseline_update=bool(value("gpu_baseline_update")),
         baseline_rule=value("gpu_baseline_rule"),
-        catalogue=_path(value("gpu_catalogue"), "--gpu-catalogue"),
-        expected_skips=_path(value("gpu_expected_skips"), "--gpu-expected-skips"),
-        wait_seconds=_seconds(value("gpu_wait"), "--gpu-wait", 10.0),
-        asked=any(setting is not None for setting in command.values()),
+        catalogue=read.path(value("gpu_catalogue"), "--gpu-catalogue"),
+        expected_skips=read.path(value("gpu_expected_skips"), "--gpu-expected-skips"),
+        wait_seconds=read.seconds(value("gpu_wait"), "--gpu-wait", 10.0),
     )
 
 
-def _tier(text: str | None) -> tuple[Any, str]:
-    folded = (text or "auto").casefold()
-    if folded == "auto":
-        return "auto", "bfloat16"
-    tier = TIER_ALIASES.get(folded)
-    if tier is None:
-        raise UsageError(
-            f"--gpu-tier: unknown tier {text!r}; known: auto, cpu, 4bit, 8bit, 16bit "
-            "(also nf4, int8, bf16, fp16)"
-        )
-    return tier, "float16" if folded == "fp16" else "bfloat16"
+_BY_INI = {option.ini: option for option in OPTIONS}
 
 
-def _placement(text: str) -> str:
-    if text in ("auto", "balanced"):
-        return text
-    if not Path(text).is_file():
-        raise UsageError(
-            f"--gpu-placement: {text!r} is neither auto, balanced nor a file; "
-            "give a device_map in JSON"
-        )
-    return text
+def _command(config: pytest.Config, option: Option) -> Any:
+    given = config.getoption(option.ini)
+    if isinstance(given, str) and not given.strip():
+        # As from an unset variable in a CI file: neither the default nor this folder was meant.
+        raise UsageError(f"{option.name}: is empty; give {option.metavar}, or leave it out")
+    return given
 
 
-def _path(text: object, option: str) -> Path | None:
-    if text is None or text == "":
-        return None
-    path = Path(str(text)).expanduser()
+def _ini(config: pytest.Config, option: Option) -> Any:
+    """An ini value; None if it is absent or empty. Paths are made absolute."""
     try:
-        check_regular(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{option}: no file {str(path)!r}; check the path") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{option}: {str(path)!r}: {why_unread(error)}; check the path") from None
-    return path
-
-
-def _folder(text: str | None, option: str) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text).expanduser()
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} is a file; give a folder")
-    return path
-
-
-def _file_or_new(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text).expanduser()
-    if path.is_dir():
-        raise UsageError(f"--gpu-baseline: {str(path)!r} is a folder; give a file")
-    return _path(text, "--gpu-baseline") if os.path.exists(path) else path
-
-
-def _number(text: object, option: str, convert: Callable[[str], float], like: str) -> float:
-    try:
-        return convert(str(text))
-    except ValueError:
-        raise UsageError(f"{option}: {text!r} is not a number; write it like {like}") from None
-
-
-def _whole(text: object, option: str, default: int) -> int:
-    if text is None:
-        return default
-    number = int(_number(text, option, int, str(default)))
-    if not 1 <= number <= 10**9:
-        raise UsageError(f"{option}: {number} is out of range; write 1 or more")
-    return number
-
-
-def _seconds(text: object, option: str, default: float) -> float:
-    if text is None:
-        return default
-    number = _number(text, option, float, "10")
-    if not 0 <= number <= 3600:
-        raise UsageError(f"{option}: {text} is out of range; write 0 to 3600 seconds")
-    return number
+        found = config.getini(option.ini)
+    except (ValueError, TypeError, pytest.UsageError) as error:
+        remedy = "true or false" if option.metavar is None else "it in quotes"
+        raise UsageError(f"{option.ini}: {error}; write {remedy}") from None
+    if option.metavar is None or found is None or not str(found).strip():
+        return found or None
+    text = str(found)
+    home = config.inipath.parent if config.inipath else config.invocation_params.dir
+    path = home / read.expanded(text, option.ini)
+    if option.ini == "gpu_placement":
+        return text if text in ("auto", "balanced") else str(path)
+    if option.ini == "gpu_model":
+        # A preset or a hub id, unless there is such a folder.
+        return str(path) if path.is_dir() else text
+    return str(path) if option.takes_path else text

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 
-from .markers import check_needs, uses_worker, validate
+from .markers import check_needs, uses_model, uses_worker, validate
 
 CHECK_ORDER = (
     "test_machine",
@@ -18,23 +16,27 @@ CHECK_ORDER = (
     "test_peak_memory",
 )
 
+QUIET = "ignore:::(?!_pytest)"
+"""In shipped checks, whatever filters a project has: what torch and its kin warn of is no fault of
+the machine, and nobody who rents one can mend it. This package itself reports and never warns.
+What pytest says of a thread that died is left to the project's filters."""
 
-def order(items: list[pytest.Item], concerned: Iterable[pytest.Item]) -> None:
+
+def order(items: list[pytest.Item]) -> None:
     """Sort in place: quick checks, then what loads nothing, then whatever uses the model.
 
-    :raises pytest.UsageError: a test's marks have wrong arguments.
+    :raises UsageError: a test's marks have wrong arguments.
     """
-    for item in concerned:
+    for item in items:
         validate(item)
         if check_needs(item) is not None:
-            # Of torch and its kin; nobody who rents a pod can do anything about them.
-            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+            item.add_marker(pytest.mark.filterwarnings(QUIET))
     items.sort(key=_place)
 
 
 def _place(item: pytest.Item) -> tuple[int, int, int]:
     if check_needs(item) is None:
-        return (2 if "gpu_model" in getattr(item, "fixturenames", ()) else 1, 0, 0)
+        return (2 if uses_model(item) else 1, 0, 0)
     name = item.path.stem
     place = CHECK_ORDER.index(name) if name in CHECK_ORDER else len(CHECK_ORDER)
     quick = item.get_closest_marker("quick") is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .gating import allowed, gate
+from .gating import allowed, fell_short, gate, obey
 from .markers import check_needs
 from .records.check import Record
 from .report.junit import properties
@@ -18,7 +18,8 @@ from .session import GpuSession
 RECORDS = pytest.StashKey[list[Record]]()
 NEXT = pytest.StashKey["str | None"]()
 """Node id of the test that runs after this one."""
-_SHORTFALL = pytest.StashKey[bool]()
+_UNMEASURED = "not measured: "
+_PROPERTIES = pytest.StashKey[list[tuple[str, object]]]()
 _HARDWARE_SKIP = pytest.StashKey[bool]()
 
 
@@ -27,21 +28,26 @@ def open_gate(item: pytest.Item, session: GpuSession) -> None:
     decision = gate(item, session)
     expected = session.expected_skips
     if expected is not None and expected.entry(item.nodeid) is not None:
-        decision = allowed(decision, item, session)
-    item.stash.setdefault(RECORDS, []).clear()  # of an earlier attempt
-    item.stash[_SHORTFALL] = decision.shortfall
-    if decision.action == "skip":
-        item.stash[_HARDWARE_SKIP] = decision.shortfall
-        pytest.skip(decision.text)
-    if decision.action == "fail":
-        pytest.fail(decision.text, pytrace=False)
+        decision = allowed(decision)
+    _forget(item)
+    item.stash[_HARDWARE_SKIP] = decision.shortfall and decision.action == "skip"
+    obey(decision)
+
+
+def _forget(item: pytest.Item) -> None:
+    """What an earlier attempt left, where pytest-rerunfailures tries again."""
+    item.stash.setdefault(RECORDS, []).clear()
+    before = item.stash.setdefault(_PROPERTIES, [])
+    item.user_properties[:] = [one for one in item.user_properties if one not in before]
+    before.clear()
 
 
 def run_check(item: pytest.Function, *, strict: bool) -> None:
     """Call a check, keep its records on the item, and end the test as they say.
 
-    Failed records fail it. A check that measured nothing skips, or fails under strict; one that
-    returns nothing fails: it cannot have checked anything.
+    Failed records fail it, as do unmeasured ones that READY rests on. A check that measured
+    nothing else skips, or fails under strict; one that returns nothing fails: it cannot have
+    checked anything.
     """
     wanted = inspect.signature(item.obj).parameters
     returned = item.obj(**{name: item.funcargs[name] for name in wanted})
@@ -49,18 +55,22 @@ def run_check(item: pytest.Function, *, strict: bool) -> None:
     if records is None:
         pytest.fail(f"{item.name} returned {returned!r} instead of records", pytrace=False)
     item.stash[RECORDS] = records
-    item.user_properties.extend(properties(records))  # --junitxml prints these
+    rows: list[tuple[str, object]] = [*properties(records)]  # --junitxml prints these
+    item.stash[_PROPERTIES] = rows
+    item.user_properties.extend(rows)
     failed = [record for record in records if record.outcome == "failed"]
     unknown = [record for record in records if record.outcome == "unknown"]
-    if strict:
-        failed += unknown
+    failed += [record for record in unknown if strict or record.essential]
     if failed:
-        pytest.fail("\n".join(map(_sentence, failed)), pytrace=False)
+        pytest.fail("\n".join(dict.fromkeys(map(_sentence, failed))), pytrace=False)
     if unknown and len(unknown) == len(records):
-        pytest.skip("not measured: " + "; ".join(record.reason for record in unknown))
+        why = dict.fromkeys(record.reason.removeprefix(_UNMEASURED) for record in unknown)
+        pytest.skip(_UNMEASURED + "; ".join(why))
 
 
-def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
+def annotate(
+    item: pytest.Item, report: pytest.TestReport, raised: BaseException | None = None
+) -> None:
     """Put what we know onto pytest's report as plain data, which survives xdist's wire."""
     if item.stash.get(_HARDWARE_SKIP, False) and report.when == "setup":
         path, line, _ = item.reportinfo()
@@ -70,7 +80,7 @@ def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
     records = item.stash.get(RECORDS, [])
     notes: dict[str, Any] = {
         "is_check": check_needs(item) is not None,
-        "shortfall": item.stash.get(_SHORTFALL, False) and report.when == "setup",
+        "shortfall": fell_short(raised),
         "hardware_skip": item.stash.get(_HARDWARE_SKIP, False),
         "next": item.stash.get(NEXT, None) if report.when == "teardown" else None,
         "records": [dataclasses.asdict(record) for record in records],
@@ -81,8 +91,8 @@ def annotate(item: pytest.Item, report: pytest.TestReport) -> None:
 def _sentence(record: Record) -> str:
     text = f"{record.device}: " if record.device and record.device not in record.reason else ""
     text += record.reason or f"{record.name}: expected {record.expected}, got {record.measured}"
-    if record.outcome == "unknown":
-        text = f"not measured: {text}"
+    if record.outcome == "unknown" and _UNMEASURED not in text:
+        text = f"{_UNMEASURED}{text}"
     return f"{text}; remedy: {record.remedy}" if record.remedy else text
 
 

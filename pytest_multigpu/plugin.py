@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from . import fixtures, options
-from .errors import UsageError
+from .concern import about_gpus
+from .usage import WORKER, usage_errors
 
 gpu_health = fixtures.gpu_health
 gpu_inventory = fixtures.gpu_inventory
@@ -23,6 +24,8 @@ gpu_session = fixtures.gpu_session
 gpu_settings = fixtures.gpu_settings
 gpu_worker = fixtures.gpu_worker
 
+CHECKS = str(Path(__file__).with_name("checks"))
+RUNTIME = "multigpu-runtime"
 MARKERS = (
     "quick: loads no model; `pytest -m quick` takes seconds.",
     "gpu(count=1, vram=None, total_vram=None, capability=None, nvlink=False): needs that many "
@@ -32,7 +35,9 @@ MARKERS = (
     'gpu_leak_limit(size): fails the test if it leaves more than that behind on any GPU ("64MiB").',
     "check(needs): a shipped check; needs `plan`, `host`, `machine`, `gpu` or `model`.",
 )
-_NAMES = {"gpu", "gpu_tier", "gpu_peak_limit", "gpu_leak_limit", "check"}
+
+_INFORMS = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test")
+"""pytest's options that run no test."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,78 +46,69 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    if not options.plan_wanted(config):
-        return None
-    from .planview import print_plan
+    with usage_errors(config):
+        if options.plan_wanted(config) and not _only_informs(config):
+            from .planview import print_plan
 
-    try:
-        return print_plan(options.resolve(config), verbosity=config.option.verbose)
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
+            return print_plan(options.resolve(config), verbosity=config.option.verbose)
+    return None
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for line in MARKERS:
         config.addinivalue_line("markers", line)
-    try:
-        settings = options.resolve(config)
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.stash[fixtures.SETTINGS] = settings
-    checks = str(Path(__file__).with_name("checks"))
-    if settings.checks and checks not in config.args:
-        config.args.append(checks)
+    if _only_informs(config):
+        return
     if hasattr(config, "workerinput"):
         from .parallel.worker import XdistWorker
 
-        config.pluginmanager.register(XdistWorker(config), "multigpu-worker")
-    # Under xdist the controller collects nothing, but it prints.
-    if settings.asked or config.getoption("dist", "no") != "no":
-        _register_runtime(config)
+        config.pluginmanager.register(XdistWorker(config), WORKER)
+    with usage_errors(config):
+        if options.checks_wanted(config) and CHECKS not in config.args:
+            config.args.append(CHECKS)
+        # Under xdist the controller collects nothing, but it prints.
+        if options.asked(config) or config.getoption("dist", "no") != "no":
+            _register_runtime(config)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     alone = not hasattr(config, "workerinput") and config.getoption("dist", "no") == "no"
-    checks = str(Path(__file__).with_name("checks"))
-    asked = any("pytest_multigpu.checks" in arg or arg.startswith(checks) for arg in config.args)
-    if asked and alone and not config.option.collectonly:
-        _register_runtime(config)
-        try:
+    asked = any("pytest_multigpu.checks" in arg or arg.startswith(CHECKS) for arg in config.args)
+    if asked and alone and not config.option.collectonly and not _only_informs(config):
+        with usage_errors(config):
+            _register_runtime(config)
             fixtures.session_of(config).run_ahead()
-        except UsageError as error:
-            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    concerned = [item for item in items if _about_gpus(item)]
-    if not concerned:
+    if _only_informs(config):
+        return
+    concerned = any(map(about_gpus, items))
+    if not concerned and not config.pluginmanager.has_plugin(RUNTIME):
         return
     from .ordering import order
 
-    _register_runtime(config)
-    order(items, concerned)
+    with usage_errors(config):
+        _register_runtime(config)
+        order(items)
 
 
-def _about_gpus(item: pytest.Item) -> bool:
-    return not _NAMES.isdisjoint(mark.name for mark in item.iter_markers()) or any(
-        name.startswith("gpu_") and name in globals() for name in getattr(item, "fixturenames", ())
-    )
+def _only_informs(config: pytest.Config) -> bool:
+    return any(getattr(config.option, name, False) for name in _INFORMS)
 
 
 def _register_runtime(config: pytest.Config) -> None:
-    if config.pluginmanager.has_plugin("multigpu-runtime"):
+    """:raises UsageError: an option, or a file that one names, cannot be."""
+    if config.pluginmanager.has_plugin(RUNTIME):
         return
     from . import runtime, timeouts
     from .runlog import RunLog
 
-    try:
-        log = RunLog(config)
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.pluginmanager.register(runtime, "multigpu-runtime")
-    config.pluginmanager.register(timeouts.Watchdog(log.give_up), "multigpu-watchdog")
+    log = RunLog(config)
+    config.pluginmanager.register(runtime, RUNTIME)
+    config.pluginmanager.register(timeouts.Watchdog(log.give_up), fixtures.WATCHDOG)
     if log.controller is not None:
         config.pluginmanager.register(log.controller, "multigpu-controller")
     config.pluginmanager.register(log, "multigpu-runlog")

@@ -22,6 +22,19 @@ class GpuRequirement:
     nvlink: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the tests of a run want before the first of them runs."""
+
+    worker: bool = False
+    """What the CUDA worker measures."""
+    model: bool = False
+    """A loaded model."""
+    plan: bool = False
+    """A plan, or what rests on one."""
+    needs: tuple[GpuRequirement, ...] = ()
+
+
 def unmet(need: GpuRequirement, machine: Machine) -> str | None:
     """Why the machine does not meet the need: needed, found and which GPU; None if it does.
 

@@ -19,10 +19,10 @@ def result_of(nodeid: str, phases: Sequence[pytest.TestReport], seconds: float) 
         notes.update({key: value for key, value in getattr(phase, "gpu", {}).items() if value})
     worst = next(
         (phase for phase in phases if phase.failed),
-        next((phase for phase in phases if phase.skipped), phases[0]),
+        next((phase for phase in phases if _is_skip(phase)), phases[0]),
     )
     records = tuple(Record(**values) for values in notes.get("records", ()))
-    outcome: Any = worst.outcome
+    outcome: Any = "failed" if worst.failed else "skipped" if _is_skip(worst) else "passed"
     if worst.failed and worst.when != "call" and not notes.get("shortfall"):
         outcome = "error"
     return CheckResult(
@@ -30,11 +30,20 @@ def result_of(nodeid: str, phases: Sequence[pytest.TestReport], seconds: float) 
         outcome=outcome,
         seconds=seconds,
         records=records,
-        reason="" if worst.passed or (worst.failed and records) else _reason(worst),
+        reason="" if outcome == "passed" or (worst.failed and records) else _reason(worst),
         is_check=bool(notes.get("is_check")),
         hardware_skip=bool(notes.get("hardware_skip")),
         shortfall=bool(notes.get("shortfall")),
     )
+
+
+def _is_skip(phase: pytest.TestReport) -> bool:
+    """A failure that ``xfail`` expects is a skip to pytest's reports, though the test has run."""
+    return phase.skipped and _NOTRUN in getattr(phase, "wasxfail", _NOTRUN)
+
+
+_NOTRUN = "[NOTRUN]"
+"""How pytest marks what ``xfail(run=False)`` kept from running."""
 
 
 def with_reruns(result: CheckResult, reruns: int) -> CheckResult:
@@ -68,6 +77,9 @@ def _collect_reason(report: pytest.CollectReport) -> str:
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Why it was skipped, or the first line of what it raised."""
+    wasxfail: str | None = getattr(report, "wasxfail", None)
+    if wasxfail is not None and _NOTRUN in wasxfail:
+        return wasxfail.partition(_NOTRUN)[2].strip()
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)

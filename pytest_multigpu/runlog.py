@@ -13,14 +13,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import closing, markers
-from .errors import UsageError
+from .concern import about_gpus
+from .errors import MultiGpuError
 from .fixtures import session_of
+from .options import asked
 from .parallel.controller import XdistController
 from .progress import ProgressLine
 from .records.report import CheckResult, RunReport, Span
@@ -28,25 +31,26 @@ from .report import terminal
 from .report.fleet import fleet_lines
 from .report.folder import ReportFile
 from .results import result_of, uncollected, with_reruns
+from .usage import usage_errors
 
 if TYPE_CHECKING:
     from .machine.timeline import Timeline
+    from .session import GpuSession
 
 
 class RunLog:
     """Hears of every test; writes as the run goes; says READY or NOT READY at its end."""
 
     def __init__(self, config: pytest.Config) -> None:
+        """:raises UsageError: an option, or a file that one names, cannot be."""
         self.config = config
-        self.session = session = session_of(config)
         self.is_worker = hasattr(config, "workerinput")
         self.controller = XdistController(config) if self._distributes() else None
-        # A controller hears of GPU tests only through its workers' reports.
-        self.active = session.settings.asked or self.controller is None
+        self.active = False
+        """The run is about GPUs. A controller hears it only through its workers' reports."""
         self.began = time.monotonic()
-        self.report = RunReport(
-            started=time.time(), tier_asked=session.settings.tier, versions=session.versions
-        )
+        self.report = RunReport(started=time.time())
+        self._file: ReportFile | None = None
         self._phases: dict[tuple[str, str], list[pytest.TestReport]] = {}
         """By worker and node id."""
         self._written: str | None = None
@@ -59,31 +63,57 @@ class RunLog:
         self._lock = threading.RLock()
         """The watchdog writes from a thread of its own."""
         self._spans: list[Span] = []
-        closing.check_inputs(session.settings)
-        folder = session.settings.report_dir
-        self._file = None if folder is None or self.is_worker else ReportFile(folder)
+        if self.controller is None or asked(config):
+            self._begin()
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
+    def _begin(self) -> None:
+        settings = self.session.settings
+        closing.check_inputs(settings)
+        versions = self.session.versions
+        self.report = replace(self.report, tier_asked=settings.tier, versions=versions)
+        if settings.report_dir is not None and not self.is_worker:
+            self._file = ReportFile(settings.report_dir)
+        self.active = True
+
+    @property
+    def session(self) -> GpuSession:
+        return session_of(self.config)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """A controller collects nothing: it finds here that the folder cannot be written."""
+        if self.controller is not None and not self.config.option.collectonly:
+            self._open()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> Generator[None, object, object]:
         """Know whether the run is about GPUs at all, and start what can run ahead."""
-        items = session.items
-        if self.config.option.collectonly or self.controller is not None:
-            return
-        if not any(markers.check_needs(item) for item in items):
+        if self.controller is None and not self.config.option.collectonly:
+            self._open()
+            with usage_errors(self.config):
+                self._start(session.items)
+        return (yield)
+
+    def _open(self) -> None:
+        if self._file is not None:
+            with usage_errors(self.config):
+                self._file.open()
+
+    def _start(self, items: list[pytest.Item]) -> None:
+        ours = [item for item in items if about_gpus(item)]
+        if not ours:
+            self.session.end_worker()  # it ran ahead for checks that were then deselected
             return
         self.session.on_progress = ProgressLine(self.config)
-        try:
-            if self.is_worker:
-                self.session.plans.check_inputs()  # it starts once its GPUs are its own
-            else:
-                self.session.start(
-                    worker=any(map(markers.uses_worker, items)),
-                    model=any(map(markers.loads_model, items)),
-                )
-                self._draw()
-                self._coming = [items[0].nodeid]
-                self._write()
-        except UsageError as error:
-            raise pytest.UsageError(str(error)) from None
+        wanted = markers.wanted(ours)
+        if self.is_worker:  # it starts once its GPUs are its own
+            if wanted.plan:
+                self.session.check_inputs()
+            return
+        self.session.start(wanted)
+        self._draw()
+        self._coming = [items[0].nodeid]
+        self._write()
 
     def _draw(self) -> None:
         """Sample VRAM for the report's plot."""
@@ -116,15 +146,21 @@ class RunLog:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         with self._lock:
-            self.active = self.active or hasattr(report, "gpu")
             worker = ""
             if self.controller is not None:
+                self._hear(report)
                 worker = self.controller.hear(report)
             key = worker, report.nodeid
             self._phases.setdefault(key, []).append(report)
             # xdist gives a crashed worker's test a report of no phase.
             if report.when not in ("setup", "call"):
                 self._end(key)
+
+    def _hear(self, report: pytest.TestReport) -> None:
+        """The first word of a test about GPUs."""
+        if not self.active and hasattr(report, "gpu"):
+            with usage_errors(self.config):
+                self._begin()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:
@@ -166,34 +202,51 @@ class RunLog:
         """Between two tests the file names the one that is about to run."""
         if self._file is not None:
             self._written = ", ".join([*self._running, *self._coming]) or None
-            self._file.update(replace(self._with_facts(), running=self._written))
+            # A disk that is full for a moment; the last write of the run is the one that counts.
+            with suppress(OSError, MultiGpuError):
+                self._file.update(replace(self._with_facts(), running=self._written))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(
         self, session: pytest.Session, exitstatus: int
     ) -> Generator[None, Any, Any]:
         """Outermost, so that the verdict is the last line of the run."""
+        self._settle(exitstatus)
         result = yield
-        self.session.close()
+        if self.active:
+            self.session.close()
         if self._timeline is not None:
             self._timeline.stop()
+        if self.controller is not None and self.controller.refused:
+            raise pytest.UsageError(*self.controller.refused)
         if self.is_worker or not self.active or self.config.option.collectonly:
             return result
         status = int(session.exitstatus)
         if status == pytest.ExitCode.USAGE_ERROR:
             return result  # pytest prints that one line itself
-        settings = self.session.settings
-        report = self._with_facts()
+        ran = self._with_facts()
         if self.controller is not None and self.controller.is_fleet:
-            report = replace(report, pods=self.controller.pods(report))
-        self.report = closing.close_run(report, settings, status)
+            ran = replace(ran, pods=self.controller.pods(ran))
+        self.report = self._finish(ran, status)
         assert self.report.verdict is not None
         session.exitstatus = self.report.verdict.exit_code
-        if self._file is not None:
-            self._file.update(self.report)
-        closing.write_reports(self.report, settings, self.session.environ)
+        if self.config.get_verbosity() >= 0:
+            late = self.report.checks[len(ran.checks) :]
+            self._print(terminal.problem_lines(late))
         self._print([*fleet_lines(self.report.pods), *terminal.verdict_lines(self.report)])
         return result
+
+    def _settle(self, exitstatus: int) -> None:
+        """A verdict over checks rests on machine and plan, whichever checks were chosen."""
+        checks = [check for check in self.report.checks if check.is_check]
+        if self.controller is None and checks and not exitstatus:
+            self.session.settle()
+
+    def _finish(self, report: RunReport, status: int) -> RunReport:
+        settings = self.session.settings
+        report = closing.close_run(report, settings, status)
+        environ = self.session.environ
+        return closing.write_reports(report, settings, status, file=self._file, environ=environ)
 
     def give_up(self, nodeid: str, reason: str) -> None:
         """The watchdog's: a test hangs where nothing can interrupt it. Ends the process."""
@@ -202,7 +255,8 @@ class RunLog:
             report = replace(self._with_facts().with_check(hung), running=nodeid)
             report = closing.close_run(report, replace(self.session.settings, baseline=None), 1)
             if self._file is not None:
-                self._file.update(report)
+                with suppress(OSError, MultiGpuError):
+                    self._file.update(report)
             capture = self.config.pluginmanager.get_plugin("capturemanager")
             if capture is not None:
                 capture.suspend_global_capture(in_=True)

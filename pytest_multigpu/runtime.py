@@ -48,7 +48,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    annotate(item, report)
+    annotate(item, report, None if call.excinfo is None else call.excinfo.value)
     if call.excinfo is not None and not item.config.getoption("usepdb", False):
         # The text is made; a failed test's frames would keep its tensors on the GPUs.
         clear_failure(call.excinfo.value)

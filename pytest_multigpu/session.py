@@ -7,36 +7,38 @@ that it serves the fixtures, the hooks and ``--gpu-plan`` alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .closing import read_expected_skips
 from .errors import MultiGpuError
-from .judging.vram import HELD_LIMIT
+from .installed import installed_versions
 from .options import Settings
 from .planbook import PlanBook, read_catalogue
 from .records.machine import Machine
 from .records.model import PhasePeaks
 from .records.plan import Plan
 from .records.progress import Progress
+from .waiting import held, would_help
 
 if TYPE_CHECKING:
     from .judging.skips import ExpectedSkips
-    from .machine.health import Sampler
-    from .machine.worker import WorkerHandle
     from .model.loaded import LoadedModel
     from .model.memory import PeakMeter
     from .probes.probe import Probe
     from .records.drift import TextScores
     from .records.health import GpuHealth
     from .records.worker import WorkerReport
+    from .requirements import Wanted
+    from .worker_run import WorkerRun
 
 _SCORING = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest-multigpu")
 """Packages whose version may change a bit of a score."""
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest", "pytest-multigpu")
-WORKER_SECONDS = 90.0
-"""Hard limit of the CUDA worker: a cold import of torch on a slow pod takes 40 of them."""
 
 
 class GpuSession:
@@ -50,9 +52,10 @@ class GpuSession:
         """Filled by the peak meters of this run, for the reports."""
         self.scores: TextScores | None = None
         """Of the text set, once they are there."""
-        self._worker: WorkerHandle | None = None
+        self.unsettled: str | None = None
+        """Why the verdict has no plan to rest on, see :meth:`settle`."""
+        self._worker: WorkerRun | None = None
         self._will_load = False
-        self._sampler: Sampler | None = None
         self._model: LoadedModel | None = None
         self._model_error: MultiGpuError | None = None
 
@@ -91,76 +94,87 @@ class GpuSession:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Installed versions of what the figures depend on; absent packages are left out."""
-        from importlib.metadata import PackageNotFoundError, version
+        return installed_versions(*_PACKAGES)
 
-        found = {}
-        for package in _PACKAGES:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
-        return found
-
-    def start(self, *, worker: bool, model: bool = False) -> None:
+    def start(self, wanted: Wanted) -> None:
         """Before the first test: read the machine, then let the CUDA worker run ahead.
 
-        :param model: a check of a loaded model is in this run.
         :raises UsageError: bad input that only the machine can tell, such as a device map that
             names a GPU that isn't there.
         """
-        self.plans.check_inputs()
-        self._will_load = model
-        if self._worker is not None and not worker:
-            self._worker.close()  # it ran ahead for checks that were then deselected
-        if self._real and self.machine.visible:
-            self._wait_for_memory()
-            if worker:
-                self._start_worker()
+        if wanted.plan:
+            self.check_inputs()
+        with _unwarned():
+            self._will_load = wanted.model
+            if not wanted.worker:
+                self.end_worker()
+            if self._real and self.machine.visible:
+                self._wait_for_memory(wanted)
+                if wanted.worker:
+                    self._start_worker()
+
+    def check_inputs(self) -> None:
+        """:raises UsageError: the model or the device map cannot be what was meant."""
+        with _unwarned():
+            self.plans.check_inputs()
 
     def run_ahead(self) -> None:
         """Before collection, if the checks are what is asked for: start the worker, whose import
         of torch takes longest of all. Not while others hold memory: that is waited for first."""
-        if self._real and self.machine.visible and not self._held():
+        if self._real and self.machine.visible and not held(self.machine):
             self._start_worker()
+
+    def end_worker(self) -> None:
+        """End a worker that nobody waits for: it would go on beside people's own tests."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def settle(self) -> None:
+        """Find what a verdict over checks rests on, the machine and the plan, if no check did."""
+        try:
+            if self.settings.tier != "cpu" and self.machine.visible:
+                with _unwarned():
+                    self.plan  # noqa: B018
+        except MultiGpuError as error:
+            self.unsettled = str(error)
 
     @property
     def _real(self) -> bool:
         return self.settings.simulate is None and self.settings.tier != "cpu"
 
-    def _held(self) -> bool:
-        return any(gpu.used_bytes > HELD_LIMIT for gpu in self.machine.visible_gpus)
-
     def look_again(self) -> None:
         """Forget the machine and its plans: the mask changed, or others let go of memory."""
-        for name in ("machine", "plans", "fits_if_freed"):
+        for name in ("machine", "plans", "fits_if_freed", "_unused"):
             self.__dict__.pop(name, None)
 
     @cached_property
     def fits_if_freed(self) -> bool:
         """Some plan would fit if nobody else held memory of the GPUs."""
-        if self.plan.fits or not self._held():
+        if self.plan.fits or not held(self.machine):
             return self.plan.fits
         return self.plans.fits_on(self.machine.idle())
 
-    def _wait_for_memory(self) -> None:
+    def _wait_for_memory(self, wanted: Wanted) -> None:
         """Plan with what is free once others have let go of it, waiting ``--gpu-wait`` at most.
 
         A game that has just ended still holds its VRAM for a moment.
         """
+
+        def short() -> bool:
+            unfit = wanted.plan and not self.plan.fits and self.fits_if_freed
+            return unfit or would_help(wanted.needs, self.machine)
+
         deadline = time.monotonic() + self.settings.wait_seconds
-        while not self.plan.fits and self.fits_if_freed and time.monotonic() < deadline:
+        while held(self.machine) and short() and time.monotonic() < deadline:
             time.sleep(0.5)
             self.look_again()
 
-    def _start_worker(self) -> WorkerHandle:
-        """The worker, and beside it a thread that samples health while the GPUs work."""
+    def _start_worker(self) -> WorkerRun:
         if self._worker is None:
-            from .machine.health import Sampler
-            from .machine.worker import start_worker
+            from .worker_run import WorkerRun
 
-            self._worker = start_worker(timeout_s=WORKER_SECONDS)
-            self._sampler = Sampler(self.machine.visible)
-            self._sampler.start()
+            self._worker = WorkerRun(self.machine.visible)
         return self._worker
 
     def worker_report(self) -> WorkerReport:
@@ -168,24 +182,30 @@ class GpuSession:
         worker = self._start_worker()
         if self._will_load:
             import torch  # noqa: F401  (needed soon, and now there is time for it)
-        report = worker.result()
-        if self._sampler is not None:
-            self._sampler.stop()
-        return report
+        return replace(worker.report(), unused=self._unused)
+
+    @cached_property
+    def _unused(self) -> frozenset[int]:
+        """CUDA indices of the GPUs that the plan leaves empty; none if there is no plan."""
+        try:
+            used = {device.device for device in self.plan.devices}
+        except MultiGpuError:
+            return frozenset()  # the checks of the plan say why
+        every = range(len(self.machine.visible))
+        return frozenset(gpu for gpu in every if f"cuda:{gpu}" not in used)
 
     def health(self) -> tuple[GpuHealth, ...]:
         """Health of every visible GPU, sampled until the worker had ended: so under load."""
         self.worker_report()
-        assert self._sampler is not None
-        return self._sampler.result()
+        return self._start_worker().health()
 
     def health_during(self, *steps: str) -> dict[int, GpuHealth]:
         """The same by CUDA index, of the seconds alone in which the worker took those steps."""
         found = [step for step in self.worker_report().steps if step.name in steps]
         ended = [step.started + step.seconds for step in found if step.seconds is not None]
-        if not ended or self._sampler is None:
+        if not ended:
             return {}
-        rows = self._sampler.between(min(step.started for step in found), max(ended))
+        rows = self._start_worker().health_between(min(step.started for step in found), max(ended))
         return {self.machine.visible.index(row.index): row for row in rows}
 
     def load(self) -> LoadedModel:
@@ -309,6 +329,8 @@ class GpuSession:
         if "plans" in known and self.plans.made is not None:
             facts["plan"] = self.plans.made
             facts["tier"] = self.plans.made.architecture.tier
+        if self.unsettled is not None:
+            facts["unsettled"] = self.unsettled
         if self.scores is not None:
             facts["scores"] = self.scores
         if self._model is not None:
@@ -318,8 +340,13 @@ class GpuSession:
 
     def close(self) -> None:
         """End what still runs or holds memory."""
-        if self._worker is not None:
-            self._worker.close()
-        if self._sampler is not None:
-            self._sampler.stop()
+        self.end_worker()
         self.release()
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Whatever filters a project has: libraries that are imported here may warn of something."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -2,18 +2,21 @@
 
 Whoever configures pytest-timeout (``--timeout``, PYTEST_TIMEOUT, its ini value, its marker) gets
 just that. A call that hangs inside the driver never comes back to Python, so pytest-timeout's
-signal has nothing to interrupt: a watchdog then writes the report and ends the process.
+signal has nothing to interrupt: a watchdog then writes the report and ends the process. It needs
+no pytest-timeout.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from .fixtures import session_of
 from .markers import check_needs
 from .session import GpuSession
 
@@ -34,9 +37,8 @@ GRACE_SECONDS = 20.0
 def limit_check(item: pytest.Item, session: GpuSession) -> None:
     """Give a shipped check its limit, unless the user has one of his own."""
     needs = check_needs(item)
-    if needs is None or item.get_closest_marker("timeout") is not None or _configured(item.config):
-        return
-    item.add_marker(pytest.mark.timeout(seconds_for(needs, session)))
+    if needs is not None and _loaded(item.config) and not _set_by_user(item):
+        item.add_marker(pytest.mark.timeout(seconds_for(needs, session)))
 
 
 def seconds_for(needs: str, session: GpuSession) -> float:
@@ -58,32 +60,70 @@ def load_seconds(session: GpuSession) -> float:
     return float(plan.architecture.parameters * 2 / rate)
 
 
-def _configured(config: pytest.Config) -> bool:
-    """pytest-timeout has a limit for every test, or is not loaded."""
-    if not config.pluginmanager.hasplugin("timeout"):
-        return True
-    given = config.getoption("timeout", None)
-    return given is not None or bool(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
+def _loaded(config: pytest.Config) -> bool:
+    return bool(config.pluginmanager.hasplugin("timeout"))
+
+
+def _set_by_user(item: pytest.Item) -> bool:
+    """pytest-timeout is there and was told what to do: its limit, or that there is none."""
+    config = item.config
+    if not _loaded(config):
+        return False
+    return (
+        item.get_closest_marker("timeout") is not None
+        or config.getoption("timeout", None) is not None
+        or bool(os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
+    )
 
 
 class Watchdog:
-    """Ends a run that pytest-timeout could not interrupt, once its report is written.
+    """Ends a run that nothing else could interrupt, once its report is written.
 
-    A plugin object: it joins in whenever pytest-timeout sets a timer, whoever set the limit.
+    A plugin object: it joins in whenever pytest-timeout sets a timer, whoever set the limit. Where
+    pytest-timeout is not loaded it watches the shipped checks by itself; and the load of a model
+    wherever nobody set a limit.
     """
 
     def __init__(self, give_up: Callable[[str, str], None]) -> None:
         """:param give_up: called with node id and reason; writes and prints, then it ends."""
         self._give_up = give_up
         self._timer: threading.Timer | None = None
+        self._item: pytest.Item | None = None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        self._item = item
+        needs = check_needs(item)
+        try:
+            if needs is None or _loaded(item.config):
+                return (yield)
+            with self._within(seconds_for(needs, session_of(item.config)), "hung"):
+                return (yield)
+        finally:
+            self._item = None
+
+    @contextmanager
+    def loading(self, session: GpuSession) -> Iterator[None]:
+        """Around the load of a model, for whichever test it is loaded first."""
+        if self._item is None or _set_by_user(self._item):
+            yield
+            return
+        with self._within(MODEL_SECONDS + load_seconds(session), "loading hung"):
+            yield
+
+    @contextmanager
+    def _within(self, seconds: float, what: str) -> Iterator[None]:
+        timer = self._start(seconds, what)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> None:
         self.pytest_timeout_cancel_timer()
-        seconds = settings.timeout + GRACE_SECONDS
-        self._timer = threading.Timer(seconds, self._fire, (item.nodeid, settings.timeout))
-        self._timer.daemon = True
-        self._timer.start()
+        self._item = item
+        self._timer = self._start(settings.timeout, "hung")
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_cancel_timer(self) -> None:
@@ -91,8 +131,16 @@ class Watchdog:
             self._timer.cancel()
             self._timer = None
 
-    def _fire(self, nodeid: str, seconds: float) -> None:
+    def _start(self, seconds: float, what: str) -> threading.Timer:
+        nodeid = "" if self._item is None else self._item.nodeid
+        reason = f"{what}: not ended {seconds:g} s after its start, nor interrupted"
+        timer = threading.Timer(seconds + GRACE_SECONDS, self._fire, (nodeid, reason))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _fire(self, nodeid: str, reason: str) -> None:
         from pytest_timeout import is_debugging
 
         if not is_debugging():
-            self._give_up(nodeid, f"hung: not ended {seconds:g} s after its start, nor interrupted")
+            self._give_up(nodeid, reason)

@@ -9,6 +9,7 @@ import pytest
 from pytest_multigpu.machine import nvml
 from pytest_multigpu.machine.fake import FakeGpu, FakeNvml
 from pytest_multigpu.options import Settings
+from pytest_multigpu.requirements import Wanted
 from pytest_multigpu.session import GpuSession
 from pytest_multigpu.units import GIB
 
@@ -66,5 +67,5 @@ def test_only_memory_that_would_help_is_waited_for(
     assert not run.plan.fits  # not on the clock
     assert run.fits_if_freed is (tier == "4bit")
     began = time.monotonic()
-    run.start(worker=False)
+    run.start(Wanted(plan=True))
     assert least <= time.monotonic() - began < most

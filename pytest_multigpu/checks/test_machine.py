@@ -18,6 +18,7 @@ from pytest_multigpu.judging.arithmetic import slow_from_host
 from pytest_multigpu.judging.health import judge_health
 from pytest_multigpu.judging.machine import judge_gpus, label
 from pytest_multigpu.judging.visibility import judge_cuda, judge_environment
+from pytest_multigpu.judging.worker import with_failure
 from pytest_multigpu.machine import host
 from pytest_multigpu.machine.checkpoint import check_checkpoint, find_checkpoint
 from pytest_multigpu.machine.holders import wait_for_free
@@ -92,18 +93,20 @@ def test_driver(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record
     torch, cuda = read_torch_build()
     arch_list: Sequence[str] = versions.arch_list if versions else ()
     problem = versions.problem if versions else None
-    return [
+    records = [
         *judge_torch.judge_driver(gpu_inventory, torch, cuda, problem),
         *judge_torch.judge_architectures(gpu_inventory, arch_list),
     ]
+    return with_failure(gpu_worker, records)
 
 
 @pytest.mark.check(needs="gpu")
-def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> Record:
+def test_visibility(gpu_inventory: Machine, gpu_worker: WorkerReport) -> list[Record]:
     """CUDA sees the GPUs that NVML lists and the environment leaves visible."""
     visibility = visibility_of(gpu_inventory, read_environment(os.environ))
     uuids = [device.uuid for device in sorted(gpu_worker.devices, key=lambda one: one.index)]
-    return judge_cuda(gpu_inventory, visibility, uuids or None, gpu_worker.failure)
+    record = judge_cuda(gpu_inventory, visibility, uuids or None, gpu_worker.failure)
+    return with_failure(gpu_worker, [record])
 
 
 @pytest.mark.check(needs="gpu")
@@ -116,7 +119,8 @@ def test_health(
     known = [one for one in gpu_worker.uploads if one.gpu in nvml]
     measured = {nvml[one.gpu]: one.gb_per_s for one in known if one.gb_per_s is not None}
     too_slow = [nvml[gpu] for gpu in slow_from_host(gpu_worker) if gpu in nvml]
-    return judge_health(gpu_health, labels, host_gb_per_s=measured, too_slow=too_slow)
+    records = judge_health(gpu_health, labels, host_gb_per_s=measured, too_slow=too_slow)
+    return with_failure(gpu_worker, records)
 
 
 @pytest.mark.check(needs="host")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from statistics import fmean, pstdev
 
 from ..records.baseline import KINDS, UNITS, Baseline, BaselineKey, Kind, Measurement, Tolerance
@@ -23,10 +24,14 @@ def key_of(report: RunReport) -> BaselineKey | None:
         return None
     gpus = () if machine is None or report.tier == "cpu" else machine.visible_gpus
     return BaselineKey(
-        hardware=" + ".join(dict.fromkeys(gpu.name for gpu in gpus)) or "cpu",
-        gpus=len(gpus),
+        # In CUDA's order, since peaks are kept by number.
+        hardware=" + ".join(
+            f"{len(list(alike))} x {name}" for name, alike in groupby(gpu.name for gpu in gpus)
+        )
+        or "cpu",
         model=plan.architecture.model,
         tier=plan.architecture.tier,
+        dtype=plan.architecture.dtype,
         placement=plan.placement,
         weights=plan.weights,
         context_tokens=plan.context_tokens,

@@ -19,7 +19,8 @@ def decide_fleet(pods: Sequence[Pod], whole: Verdict) -> Verdict:
     :param pods: with their own verdicts.
     :param whole: the verdict over all tests together: how pytest itself ended.
     """
-    if not pods or whole.exit_code not in (EXIT_OK, EXIT_FAILED, EXIT_SHORTFALL):
+    kept = whole.exit_code not in (EXIT_OK, EXIT_FAILED, EXIT_SHORTFALL)
+    if not pods or kept or not whole.checked:
         return whole
     verdicts = [(pod, pod.report.verdict) for pod in pods]
     bad = [(pod, verdict) for pod, verdict in verdicts if verdict is None or not verdict.ready]

@@ -13,7 +13,7 @@ from statistics import median
 from ..records.check import Record
 from ..records.worker import ChainCopy, Difference, PairCopy, WorkerReport
 from .thresholds import LEAST_PAIR_GB_PER_S, SLOW_PAIR_SIBLING
-from .worker import WORKER_REMEDY, gpu_path, not_measured
+from .worker import gpu_path, not_measured
 
 COPY_REMEDY = (
     "rent another machine; on bare metal turn off PCIe ACS and boot with iommu=pt or iommu=off "
@@ -59,10 +59,8 @@ def copies(report: WorkerReport) -> list[Record]:
         return single
     count = len(report.devices)
     records = [_pair(name, pair) for pair in report.pairs]
-    if report.failed_step == "copies":
-        records.append(_stopped(name, report))
     missing = count * (count - 1) - len(records)
-    if missing or not records:
+    if missing or not records or report.failed_step == "copies":
         records += not_measured(report, name, "equal bytes", "devices", "copies")
     return records
 
@@ -75,9 +73,9 @@ def chains(report: WorkerReport) -> list[Record]:
         return single
     records = [_chain(name, chain) for chain in report.chains]
     step = report.step("chains")
-    if report.failed_step == "chains":
-        records.append(_stopped(name, report))
-    elif step is None or step.seconds is None or not records or _left_out(report):
+    stopped = report.failed_step == "chains"
+    missing = step is None or step.seconds is None or not records
+    if stopped or missing or _left_out(report):
         records += not_measured(report, name, "equal bytes", "devices", "chains")
     return records
 
@@ -122,18 +120,6 @@ def _single(report: WorkerReport, name: str) -> list[Record]:
     if len(report.devices) != 1 or report.failure is not None:
         return []
     return [Record(name=name, outcome="passed", expected="nothing to copy", measured="1 GPU")]
-
-
-def _stopped(name: str, report: WorkerReport) -> Record:
-    return Record(
-        name=name,
-        outcome="failed",
-        expected="equal bytes",
-        measured="no answer",
-        device=gpu_path(report.failed_gpus),
-        reason=report.failure or "",
-        remedy=WORKER_REMEDY,
-    )
 
 
 def _pair(name: str, pair: PairCopy) -> Record:

@@ -1,77 +1,23 @@
 """Peaks and leftovers: torch's allocator per device, NVML as second witness, RSS for ``cpu``.
 
-May import records and siblings; torch, pynvml and psutil in functions. Every CUDA call names its
-device; no context is made on a GPU that the process does not use.
+May import records and siblings; torch in functions. Every CUDA call names its device; no context
+is made on a GPU that the process does not use.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
-import threading
 import time
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..records.memory import Leftover
 from ..records.model import PeakReading, PhasePeaks
+from .torch_peaks import TorchPeaks
+from .witness import Sampler, Witness, cuda_ready, has_context, index_of
 
-INTERVAL_SECONDS = 0.02
-"""Between NVML readings. The allocator's reserve only grows within a phase, so the reading at the
-end of the phase counts most; the thread catches what comes and goes."""
-SHARE = 0.005
-"""At most this share of the time goes into reading: slow drivers are asked less often."""
 LEAK_SAMPLES = 3
-
-
-class Witness:
-    """Bytes in use as someone other than torch sees them: NVML for GPUs, RSS for ``cpu``."""
-
-    def __init__(self, devices: Sequence[str]) -> None:
-        """:param devices: ``cuda:<CUDA index>`` or ``cpu``."""
-        self.devices = tuple(devices)
-        self._handles: dict[str, Any] = {}
-        self._nvml: Any = None
-        indices = [_index(device) for device in devices if device != "cpu"]
-        if indices and _cuda_ready():
-            self._join(indices)
-
-    def _join(self, indices: Sequence[int]) -> None:
-        """NVML index is not CUDA index: join by UUID."""
-        import torch
-
-        try:
-            import pynvml
-        except ImportError:
-            return
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:
-            return
-        self._nvml = pynvml
-        weakref.finalize(self, _shutdown, pynvml)
-        for index in indices:
-            uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
-            with contextlib.suppress(pynvml.NVMLError):
-                self._handles[f"cuda:{index}"] = pynvml.nvmlDeviceGetHandleByUUID(
-                    uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-                )
-
-    def read(self, device: str) -> int | None:
-        """Bytes in use now; None if nobody can say."""
-        if device == "cpu":
-            return _resident_bytes()
-        handle = self._handles.get(device)
-        if handle is None:
-            return None
-        try:
-            # The second version keeps the driver's own reserve out of ``used``.
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle, version=self._nvml.nvmlMemory_v2)
-        except self._nvml.NVMLError:
-            return None
-        return int(memory.used)
 
 
 class Measured:
@@ -102,29 +48,33 @@ class PeakMeter:
 
     @contextlib.contextmanager
     def measure(self, phase: str) -> Iterator[Measured]:
-        """Phases of one process must not overlap: torch keeps one peak for each device."""
-        if self._witness is None:
-            self._witness = Witness(self.devices)
-        indices = [_index(device) for device in self.devices if device != "cpu"]
-        ready = bool(indices) and _cuda_ready()
-        if ready:
-            import torch
+        """Phases may lie within one another, also those of other meters."""
+        witness = self._witness = self._witness or Witness(self.devices)
+        largest: dict[str, int | None] = dict.fromkeys(self.devices)
 
-            for index in indices:
-                torch.cuda.reset_peak_memory_stats(index)
+        def sample() -> bool:
+            for device in self.devices:
+                used = witness.read(device)
+                if used is not None:
+                    largest[device] = max(used, largest[device] or 0)
+            return any(value is not None for value in largest.values())
+
+        indices = [index_of(device) for device in self.devices if device != "cpu"]
+        peaks = TorchPeaks(indices) if indices and cuda_ready() else None
         measured = Measured(phase)
-        sampler = _Sampler(self._witness)
+        sampler = Sampler(sample)
         sampler.start()
         try:
             yield measured
         finally:
-            used = sampler.finish()
+            sampler.finish()
+            torch_peaks = {} if peaks is None else peaks.close()
             measured.peaks = PhasePeaks(
                 phase=phase,
                 readings=tuple(
-                    _reading(device, used[device])
+                    _reading(device, largest[device], torch_peaks)
                     for device in self.devices
-                    if device == "cpu" or ready
+                    if device == "cpu" or peaks is not None
                 ),
             )
             self.phases.append(measured.peaks)
@@ -133,10 +83,17 @@ class PeakMeter:
 class LeakMeter:
     """What remains on each device once garbage is collected and caches are given back."""
 
-    def __init__(self, devices: Sequence[str]) -> None:
-        """Reads the state before."""
-        self.devices = tuple(devices)
-        self._witness = Witness(self.devices)
+    def __init__(self, witness: Witness) -> None:
+        """Reads the state before.
+
+        :param witness: the one that watches over the test, so that it knows whose processes are
+            whose when some have lost their parent.
+        """
+        self.devices = witness.devices
+        self._witness = witness
+        gpus = [device for device in self.devices if device != "cpu"]
+        self._usable = bool(gpus) and cuda_ready()
+        self._contexts = {device: has_context(index_of(device)) for device in gpus}
         self._before = self._settled()
 
     def leftover(self) -> tuple[Leftover, ...]:
@@ -149,6 +106,8 @@ class LeakMeter:
                 after_bytes=after[device][0],
                 used_before_bytes=self._before[device][1],
                 used_after_bytes=after[device][1],
+                by_torch=device == "cpu" or self._usable,
+                had_context=self._contexts.get(device, True),
             )
             for device in self.devices
         )
@@ -160,12 +119,19 @@ class LeakMeter:
                 time.sleep(0.01)
             give_back()
             for device in self.devices:
-                used = self._witness.read(device)
-                now = _allocated(device, used), used
+                used = self._used(device)
+                live = used or 0 if device == "cpu" else allocated_bytes(device)
+                now = live, used
                 old = least.get(device, now)
                 both = None if used is None or old[1] is None else min(old[1], used)
                 least[device] = min(old[0], now[0]), both
         return least
+
+    def _used(self, device: str) -> int | None:
+        if device == "cpu":
+            return self._witness.read(device)
+        shares = self._witness.shares(device)
+        return None if shares is None else shares.mine_bytes
 
 
 def give_back() -> None:
@@ -178,91 +144,23 @@ def give_back() -> None:
         cuda.empty_cache()
 
 
-class _Sampler:
-    """The largest reading of each device between ``start`` and ``finish``."""
-
-    def __init__(self, witness: Witness) -> None:
-        self._witness = witness
-        self._largest: dict[str, int | None] = dict.fromkeys(witness.devices)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="peak-meter", daemon=True)
-
-    def start(self) -> None:
-        self._sample()
-        if any(value is not None for value in self._largest.values()):
-            self._thread.start()
-
-    def finish(self) -> dict[str, int | None]:
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._sample()
-        return self._largest
-
-    def _run(self) -> None:
-        pause = INTERVAL_SECONDS
-        while not self._stop.wait(pause):
-            started = time.perf_counter()
-            self._sample()
-            pause = max(INTERVAL_SECONDS, (time.perf_counter() - started) / SHARE)
-
-    def _sample(self) -> None:
-        for device in self._witness.devices:
-            used = self._witness.read(device)
-            if used is not None:
-                self._largest[device] = max(used, self._largest[device] or 0)
-
-
-def _reading(device: str, used: int | None) -> PeakReading:
+def _reading(
+    device: str, used: int | None, torch_peaks: Mapping[int, tuple[int, int]]
+) -> PeakReading:
     if device == "cpu":
         size = used or 0
         return PeakReading(
             device=device, allocated_bytes=size, reserved_bytes=size, used_bytes=used
         )
-    import torch
-
-    index = _index(device)
+    allocated, reserved = torch_peaks[index_of(device)]
     return PeakReading(
-        device=device,
-        allocated_bytes=torch.cuda.max_memory_allocated(index),
-        reserved_bytes=torch.cuda.max_memory_reserved(index),
-        used_bytes=used,
+        device=device, allocated_bytes=allocated, reserved_bytes=reserved, used_bytes=used
     )
 
 
-def _allocated(device: str, used: int | None) -> int:
-    if device == "cpu":
-        return used or 0
+def allocated_bytes(device: str) -> int:
+    """In live tensors of this process on ``cuda:<index>``; 0 while CUDA is not initialised."""
     import torch
 
-    # 0 while CUDA is not initialised: then this process has nothing there.
     cuda: Any = torch.cuda  # partly untyped
-    return int(cuda.memory_allocated(_index(device))) if cuda.is_initialized() else 0
-
-
-def _index(device: str) -> int:
-    return int(device.partition(":")[2])
-
-
-def _cuda_ready() -> bool:
-    """Initialise CUDA: peaks can't be reset before. Makes the allocators, but no context."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return False
-    cuda: Any = torch.cuda  # partly untyped
-    cuda.init()
-    return True
-
-
-def _resident_bytes() -> int | None:
-    try:
-        psutil: Any = importlib.import_module("psutil")  # accelerate brings it
-    except ImportError:
-        return None
-    return int(psutil.Process().memory_info().rss)
-
-
-def _shutdown(nvml: Any) -> None:
-    with contextlib.suppress(nvml.NVMLError):
-        nvml.nvmlShutdown()
+    return int(cuda.memory_allocated(index_of(device))) if cuda.is_initialized() else 0

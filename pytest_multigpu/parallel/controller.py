@@ -14,7 +14,7 @@ import pytest
 
 from ..records.machine import Machine
 from ..records.report import CheckResult, Pod, RunReport
-from .wire import FACTS, TOGETHER, unpack
+from .wire import FACTS, HOST, REFUSED, TOGETHER, unpack
 
 
 class XdistController:
@@ -25,6 +25,8 @@ class XdistController:
         self._facts: dict[str, dict[str, Any]] = {}
         """By worker."""
         self._hosts: dict[str, str] = {}
+        self.refused: list[str] = []
+        """Usage errors that workers met, each once."""
         self._folder = TemporaryDirectory(prefix="pytest-multigpu-")
 
     @property
@@ -54,9 +56,13 @@ class XdistController:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         output = getattr(node, "workeroutput", {})
+        refused = output.get(REFUSED)
+        if refused is not None:
+            text = f"{node.gateway.id}: {refused}" if self.is_fleet else refused
+            self.refused += [text] if text not in self.refused else []
         if FACTS in output:
             self._facts[node.gateway.id] = unpack(output[FACTS])
-            self._hosts[node.gateway.id] = output.get("multigpu_host", "")
+            self._hosts[node.gateway.id] = output.get(HOST, "")
 
     def hear(self, report: pytest.TestReport) -> str:
         """Take the facts that came with a worker's report; gives the worker's name."""
@@ -96,6 +102,9 @@ def merged(all_facts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         return {}
     best = max(known, key=_knowledge)
     facts = {**best, "peaks": tuple(peak for one in known for peak in one.get("peaks", ()))}
+    unsettled = next((one["unsettled"] for one in known if "unsettled" in one), None)
+    if unsettled is not None:
+        facts["unsettled"] = unsettled
     machines = [one["machine"] for one in known if "machine" in one]
     if machines and "plan" not in best:
         facts["machine"] = _together(machines)

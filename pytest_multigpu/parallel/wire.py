@@ -15,6 +15,10 @@ from typing import Any
 
 FACTS = "multigpu_facts"
 """Key of packed facts in a test report's notes and in ``workeroutput``."""
+HOST = "multigpu_host"
+"""Key in ``workeroutput``: the name of the machine."""
+REFUSED = "multigpu_refused"
+"""Key in ``workeroutput``: a usage error that the worker met, or None."""
 TOGETHER = "multigpu_together"
 """Key in ``workerinput``: the folder where workers name the tests to keep on one worker."""
 _RECORDS = "pytest_multigpu.records."

@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
+from ..concern import about_gpus
 from ..errors import MachineError
 from ..fixtures import session_of
-from ..judging.vram import HELD_LIMIT
 from ..machine.gpu_locks import GpuLocks
-from ..markers import loads_model, uses_worker
-from ..records.machine import Machine
+from ..markers import wanted
 from ..session import GpuSession
+from ..waiting import held
 from .grouping import Share, share
-from .wire import FACTS, TOGETHER, name_group, pack
+from .wire import FACTS, HOST, REFUSED, TOGETHER, name_group, pack
 
 LOCK_SECONDS = 4 * 3600.0
 """Others may be busy with a whole run first."""
@@ -43,6 +43,7 @@ class XdistWorker:
         self._locks: GpuLocks | None = None
         self._owns_all = False
         self._sent = ""
+        self._refused: str | None = None
         # torch.cuda.is_available() must not start the driver at collection: it reads the mask
         # once. With this torch asks NVML.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -51,9 +52,19 @@ class XdistWorker:
     def session(self) -> GpuSession:
         return session_of(self.config)
 
+    def refuse(self, text: str) -> None:
+        """A usage error: run nothing, and tell the controller, which ends the run with it.
+
+        Raised here, it would be a crash to xdist.
+        """
+        self._refused = self._refused or text
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Before xdist tells the controller that this worker has collected."""
+        if self._refused is not None:
+            session.items.clear()
+            return
         whole = [item.nodeid for item in session.items if share(item) == "all"]
         name_group(self._folder, self.name, whole)
 
@@ -89,8 +100,10 @@ class XdistWorker:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
         output: dict[str, Any] = self.config.workeroutput  # type: ignore[attr-defined]
-        output[FACTS] = pack(self.session.facts())
-        output["multigpu_host"] = socket.gethostname()
+        output[REFUSED] = self._refused
+        if self._refused is None:
+            output[FACTS] = pack(self.session.facts())
+            output[HOST] = socket.gethostname()
         try:
             return (yield)
         finally:
@@ -136,7 +149,7 @@ class XdistWorker:
     def _settle(self, session: GpuSession) -> None:
         """The process that held a GPU until now needs a moment to be gone from it."""
         deadline = time.monotonic() + session.settings.wait_seconds
-        while _held(session.machine) and time.monotonic() < deadline:
+        while held(session.machine) and time.monotonic() < deadline:
             time.sleep(0.25)
             session.look_again()
 
@@ -144,14 +157,10 @@ class XdistWorker:
         """What a run without xdist does before its first test."""
         if self._owns_all:
             items = item.session.items
-            session.start(worker=any(map(uses_worker, items)), model=any(map(loads_model, items)))
+            session.start(wanted([one for one in items if about_gpus(one)]))
 
 
 UNOWNED = pytest.StashKey[str]()
-
-
-def _held(machine: Machine) -> bool:
-    return any(gpu.used_bytes > HELD_LIMIT for gpu in machine.visible_gpus)
 
 
 def driver_started() -> bool:

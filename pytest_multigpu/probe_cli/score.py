@@ -27,6 +27,7 @@ from ..progress import line as loading
 from ..records.check import Record
 from ..records.probe import ProbeFit
 from ..report.atomic import write_json
+from ..requirements import Wanted
 from ..session import GpuSession
 from .convert import changed
 from .line import Line
@@ -222,7 +223,7 @@ def _prepared(
 def _load(session: GpuSession, line: Line) -> LoadedModel:
     """:raises LoadError: no plan fits."""
     session.on_progress = lambda progress: line.show(loading(progress))
-    session.start(worker=False, model=True)
+    session.start(Wanted(model=True, plan=True))
     lacking = session.plans.why_no_model()
     if lacking is not None:
         remedies = session.plan.remedies

@@ -20,10 +20,11 @@ class BaselineKey:
     """What must be equal for two runs to be comparable."""
 
     hardware: str
-    """``NVIDIA H100 80GB HBM3``; several kinds are joined with `` + ``; ``cpu``."""
-    gpus: int
+    """``4 x NVIDIA H100 80GB HBM3``; several kinds in CUDA's order, ``1 x A + 2 x B``; ``cpu``."""
     model: str
     tier: str
+    dtype: str
+    """``bfloat16`` or ``float16``: what is computed in, and in 16 bit what is stored."""
     placement: str
     weights: str
     context_tokens: int
@@ -36,7 +37,7 @@ class BaselineKey:
     def text(self) -> str:
         """The key in the file and in messages."""
         return (
-            f"{self.gpus} x {self.hardware}, {self.model}, {self.tier}, {self.placement}, "
+            f"{self.hardware}, {self.model}, {self.tier} {self.dtype}, {self.placement}, "
             f"{self.weights}, context {self.context_tokens} x {self.batch}, "
             f"torch {self.torch}, transformers {self.transformers}"
         )

@@ -31,3 +31,5 @@ class Record:
     """What to do about it, as a command where there is one."""
     shortfall: bool = False
     """The machine lacks what was asked for (exit 10: rent another), nothing is broken."""
+    essential: bool = False
+    """READY rests on it: where it is ``unknown``, the check fails."""

@@ -1,4 +1,4 @@
-"""What a test left behind on a device. Imports only the standard library."""
+"""What a test took of a device and left behind on it. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ class Leftover:
     after_bytes: int
     """The smallest of several readings."""
     used_before_bytes: int | None = None
-    """NVML's ``used``, other processes included; None if not measured."""
+    """In use by NVML, less what it shows of other processes; None if not measured."""
     used_after_bytes: int | None = None
+    by_torch: bool = True
+    """False: torch cannot use this GPU, and the tensors' bytes say nothing."""
+    had_context: bool = True
+    """This process had a CUDA context there before; a new one is no leftover."""
 
     @property
     def left_bytes(self) -> int:
@@ -28,3 +32,22 @@ class Leftover:
         if self.used_before_bytes is None or self.used_after_bytes is None:
             return None
         return self.used_after_bytes - self.used_before_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How far one GPU's memory went up during a test."""
+
+    device: str
+    """``cuda:0``."""
+    live_bytes: int
+    """In live tensors of this process when the test began."""
+    had_context: bool
+    """This process had a CUDA context there when the test began."""
+    torch_bytes: int | None
+    """Most in live tensors during the test; None if torch cannot use this GPU."""
+    grown_bytes: int | None
+    """Most in use by NVML less what was in use when the test began, each time without what NVML
+    shows of other processes; None if not measured."""
+    hidden_bytes: int = 0
+    """Of nobody that NVML shows, at that moment."""

@@ -61,6 +61,15 @@ class CheckResult:
             and any(record.outcome != "unknown" for record in self.records)
         )
 
+    @property
+    def unmeasured(self) -> bool:
+        """A check that was begun and could measure nothing at all."""
+        return (
+            self.is_check
+            and self.outcome == "skipped"
+            and any(record.outcome == "unknown" for record in self.records)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VramSample:
@@ -84,14 +93,21 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """READY or NOT READY."""
+    """READY or NOT READY; or neither, where none of the shipped checks took part."""
 
     ready: bool
+    checked: bool = True
+    """False: only people's own tests ran, and none failed."""
     exit_code: int
     line: str
-    """The last line of the run: ``READY: ...`` or ``NOT READY: ...``."""
+    """The last line of the run: ``READY: ...``, ``NOT READY: ...`` or ``NOT CHECKED: ...``."""
     reasons: tuple[str, ...] = ()
     """Why it is not ready, a sentence each with its remedy, worst first."""
+
+    @property
+    def word(self) -> str:
+        """``READY``, ``NOT READY`` or ``NOT CHECKED``."""
+        return "READY" if self.ready else "NOT READY" if self.checked else "NOT CHECKED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +130,8 @@ class RunReport:
     placement: Placement | None = None
     """As observed after loading."""
     checks: tuple[CheckResult, ...] = ()
+    unsettled: str | None = None
+    """Why there is no plan for the verdict to rest on, although a check ran."""
     running: str | None = None
     """Node id of the test that runs now, or is about to; in a finished report None."""
     tier_asked: str = "auto"

@@ -15,6 +15,9 @@ lay at the destination before; ``mixed``: neither."""
 Link = Literal["NVLink", "PCIe", "CPU", "unknown"]
 """``PCIe``: peer to peer; ``CPU``: no peer access, the driver stages through host memory."""
 
+STARTING = "start"
+"""The ``failed_step`` of a worker whose process could not be started."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TorchVersions:
@@ -149,6 +152,8 @@ class WorkerReport:
     speeds: tuple[GpuSpeed, ...] = ()
     steps: tuple[WorkerStep, ...] = ()
     unmeasured: tuple[Unmeasured, ...] = ()
+    unused: frozenset[int] = frozenset()
+    """CUDA indices of the GPUs on which this run's plan places nothing."""
     seconds: float = 0.0
     """From the start of the process to its end or its death."""
 

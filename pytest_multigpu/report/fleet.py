@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ..records.report import Pod
 from .tables import Line
-from .words import columns
+from .words import columns, verdict_colour
 
 
 def fleet_lines(pods: Sequence[Pod]) -> list[Line]:
@@ -26,10 +26,7 @@ def fleet_lines(pods: Sequence[Pod]) -> list[Line]:
     rows = [("machine", "GPUs", "passed", "failed", "verdict")]
     rows += [_row(pod) for pod in pods]
     texts = columns(rows)
-    colours: list[tuple[str, ...]] = [()]
-    for pod in pods:
-        verdict = pod.report.verdict
-        colours.append(("green",) if verdict is not None and verdict.ready else ("red",))
+    colours = [(), *(verdict_colour(pod.report.verdict) for pod in pods)]
     return [Line(text, colour) for text, colour in zip(texts, colours, strict=True)]
 
 

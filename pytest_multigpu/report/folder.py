@@ -21,30 +21,43 @@ _TEMPORARY = tuple(f".{name}." for name in (REPORT_FILE, DEVICE_MAP_FILE, DRIFT_
 
 
 class ReportFile:
-    """``report.json`` and ``device_map.json`` in one folder, up to date with the run.
-
-    :raises UsageError: the folder cannot be made or written.
-    """
+    """``report.json`` and ``device_map.json`` in one folder, up to date with the run."""
 
     def __init__(self, folder: Path) -> None:
+        """Touches nothing: a run that only collects leaves the earlier report as it is."""
         self.folder = folder
+        self._opened = False
+        self._map: dict[str, int | str] | None = None
+
+    def open(self) -> None:
+        """Make the folder, and clear it of an earlier run's report, once.
+
+        :raises UsageError: the folder cannot be made or written.
+        """
+        if self._opened:
+            return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             for name in (REPORT_FILE, DEVICE_MAP_FILE, HTML_FILE):
                 # What an earlier run left must not pass for this one's.
-                (folder / name).unlink(missing_ok=True)
-            for left in folder.glob(".*.tmp"):
+                (self.folder / name).unlink(missing_ok=True)
+            for left in self.folder.glob(".*.tmp"):
                 if left.name.startswith(_TEMPORARY):
                     left.unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(
-                f"--gpu-report: cannot write to {folder} ({error.strerror}); name a folder "
+                f"--gpu-report: cannot write to {self.folder} ({error.strerror}); name a folder "
                 "that can be written"
             ) from error
-        self._map: dict[str, int | str] | None = None
+        self._opened = True
 
     def update(self, report: RunReport) -> None:
-        """Rewrite ``report.json``; and ``device_map.json`` when the map is known or changed."""
+        """Rewrite ``report.json``; and ``device_map.json`` when the map is known or changed.
+
+        :raises OSError: a file cannot be written.
+        :raises UsageError: the folder cannot be.
+        """
+        self.open()
         write_json(self.folder / REPORT_FILE, to_json(report))
         found = report.placement.device_map if report.placement is not None else {}
         device_map = dict(found or (report.plan.device_map if report.plan is not None else {}))

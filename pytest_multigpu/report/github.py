@@ -42,8 +42,9 @@ def annotation_lines(report: RunReport) -> list[str]:
         if check.failed and (check.reason or not check.failed_records):
             rank = 2 if check.shortfall else 1
             errors.append((rank, name, f"{check.nodeid} {check.outcome}: {check.reason}"))
-    if report.verdict is not None and not report.verdict.ready and not errors:
-        errors.append((0, "NOT READY", report.verdict.line))
+    verdict = report.verdict
+    if verdict is not None and not verdict.ready and verdict.checked and not errors:
+        errors.append((0, verdict.word, verdict.line))
     errors.sort(key=lambda row: row[0])
     lines = [_command("error", title, text) for _, title, text in _capped(errors)]
     return lines + [

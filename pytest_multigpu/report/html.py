@@ -61,7 +61,7 @@ code { font-size: .85rem; }
 def page(report: RunReport) -> str:
     """The whole page. Without matplotlib it says so where the pictures would be."""
     verdict = report.verdict
-    word = "did not finish" if verdict is None else "READY" if verdict.ready else "NOT READY"
+    word = "did not finish" if verdict is None else verdict.word
     parts = [_head(report, word), *_gpus(report)]
     parts += _pictures(report)
     parts += _checks(report.checks)
@@ -93,7 +93,7 @@ def _e(text: object) -> str:
 
 def _head(report: RunReport, word: str) -> str:
     verdict = report.verdict
-    mark = "" if verdict is None else "passed" if verdict.ready else "failed"
+    mark = "" if verdict is None or not verdict.checked else "passed" if verdict.ready else "failed"
     lines = [f'<header class="{mark}">', f"<h1>{_e(word)}</h1>"]
     if verdict is None:
         running = report.running or "no test"

@@ -25,7 +25,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
     verdict = report.verdict
     data: dict[str, Any] = {
         "schema": SCHEMA,
-        "verdict": None if verdict is None else "READY" if verdict.ready else "NOT READY",
+        "verdict": None if verdict is None else verdict.word,
         "line": None if verdict is None else verdict.line,
         "exit_code": None if verdict is None else verdict.exit_code,
         "reasons": [] if verdict is None else list(verdict.reasons),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..records.check import Record
 from ..records.report import CheckResult, RunReport
@@ -31,7 +32,15 @@ from .tables import (
     gpu_table,
     phase_table,
 )
-from .words import columns, expected_text, measured_text, number, pair_of, shown_device
+from .words import (
+    columns,
+    expected_text,
+    measured_text,
+    number,
+    pair_of,
+    shown_device,
+    verdict_colour,
+)
 
 __all__ = ["Line", "check_lines", "notes", "plan_lines", "summary_lines", "verdict_lines"]
 
@@ -61,11 +70,21 @@ def summary_lines(report: RunReport, *, verbosity: int = 0) -> list[Line]:
     return [*lines, *verdict]
 
 
+def problem_lines(checks: Sequence[CheckResult]) -> list[Line]:
+    """What is not as it should be among what was judged after the tables were printed."""
+    return check_lines(
+        [
+            replace(check, records=tuple(r for r in check.records if r.outcome != "passed"))
+            for check in checks
+        ]
+    )
+
+
 def verdict_lines(report: RunReport) -> list[Line]:
     verdict = report.verdict
     if verdict is None:
         return []
-    return [Line(verdict.line, ("green" if verdict.ready else "red", "bold"))]
+    return [Line(verdict.line, (*verdict_colour(verdict), "bold"))]
 
 
 def notes(report: RunReport) -> list[Line]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from ..records.check import Record, Value
 from ..records.model import LoadReport, PhasePeaks
-from ..records.report import RunReport
+from ..records.report import RunReport, Verdict
 from ..units import GIB, human_size
 
 _CUDA = re.compile(r"\bcuda:(\d+)")
@@ -21,6 +21,15 @@ _NUMBER_AT_END = re.compile(r"(?:(.*\D)\s)?(\d+(?:\.\d+)?)")
 def shown_device(device: str) -> str:
     """``cuda:0 -> cuda:1`` as ``GPU 0 -> GPU 1``; everything else as it is."""
     return _CUDA.sub(r"GPU \1", device)
+
+
+def verdict_colour(verdict: Verdict | None) -> tuple[str, ...]:
+    """Red only where the exit code is that of a failure; none where nothing was checked."""
+    if verdict is None:
+        return ("red",)
+    if not verdict.checked:
+        return ()
+    return ("green" if verdict.ready else "red" if verdict.exit_code else "yellow",)
 
 
 def pair_of(device: str) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -95,7 +96,9 @@ def test_bytes_and_cache_of_the_real_model(family: str) -> None:
     import torch
 
     model = real_model(family)
-    found = describe(resolved(family), tier="16bit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of arguments that will be dropped
+        found = describe(resolved(family), tier="16bit")
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.weights_bytes == sum(parameter.nbytes for parameter in model.parameters())
     assert found.layers == model.config.num_hidden_layers

@@ -23,6 +23,8 @@ CHECK = (
     / "checks"
     / "test_probe_scoring.py::test_activation_size"
 )
+WORDS = str(CHECK).replace("test_activation_size", "test_scored_tokens")
+"""A check beside it that measures something."""
 HIDDEN, LAYERS = 64, 6
 SYNTHESISED = "needs the checkpoint; weights were synthesised"
 NO_SCALER = "the probe has no scaler, so nothing tells whether its layer and site are right"
@@ -32,7 +34,7 @@ Run = Callable[..., "tuple[int, dict[str, Any], pytest.RunResult]"]
 
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Run:
-    """Exit code, the check's row and the output of a run with a probe from a file."""
+    """Exit code, this check's row and the output of a run with a probe from a file."""
 
     def start(*args: str, scale: float | None = None, site: Any = "raw") -> Any:
         probe = synthetic_probe(HIDDEN, LAYERS, site=site)
@@ -49,7 +51,8 @@ def run(pytester: pytest.Pytester) -> Run:
         )
         report = json.loads((pytester.path / "out" / "report.json").read_text())
         # A test that failed has a row of its own after its records'.
-        return int(result.ret), report["checks"][0], result
+        rows = [row for row in report["checks"] if row["nodeid"].endswith("test_activation_size")]
+        return int(result.ret), rows[0], result
 
     return start
 
@@ -62,9 +65,11 @@ def weights(tmp_path: Path) -> str:
 
 def test_a_detector_on_synthesised_weights_is_unmeasured(run: Run) -> None:
     """Scaler and site are a real detector's: nothing about them is wrong."""
-    code, row, _ = run(scale=1.8, site="final_norm")
+    code, row, _ = run(WORDS, scale=1.8, site="final_norm")
     assert (code, row["outcome"]) == (0, "skipped")
     assert row["reason"] == f"not measured: {SYNTHESISED}"
+    code, row, _ = run(scale=1.8, site="final_norm")  # then nothing at all was measured
+    assert (code, row["outcome"]) == (1, "skipped")
 
 
 def test_strict_demands_the_checkpoint_unless_the_run_is_named_synthetic(run: Run) -> None:
@@ -92,7 +97,7 @@ def test_on_a_checkpoint_the_size_is_measured(run: Run, weights: str) -> None:
 
 
 def test_a_probe_without_a_scaler_is_unmeasured(run: Run, weights: str) -> None:
-    code, row, _ = run(weights)
+    code, row, _ = run(WORDS, weights)
     assert (code, row["outcome"], row["reason"]) == (0, "skipped", f"not measured: {NO_SCALER}")
     code, row, _ = run(weights, "--gpu-strict")
     assert (code, row["outcome"], row["reason"]) == (1, "unknown", NO_SCALER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_multigpu import concern, plugin
 from pytest_multigpu.machine import nvml
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.units import GIB
@@ -60,7 +61,7 @@ def test_skip_names_need_and_found(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(skipped=1)
     assert f"test_skip_names_need_and_found.py:3: {text}" in result.stdout.str()
     assert result.ret == 0
-    assert result.outlines[-1] == "NOT READY: no check was executed (1 skipped)"
+    assert result.outlines[-1] == "NOT CHECKED: 1 skipped, no shipped check ran"
 
 
 @pytest.mark.usefixtures("one_h100")
@@ -124,6 +125,7 @@ def test_simulated_machines_run_nothing(pytester: pytest.Pytester) -> None:
             'check(needs="luck")',
             "check(needs=): unknown need 'luck'; known: plan, host, machine, gpu, model",
         ),
+        ('gpu\n@pytest.mark.quick("x")', "quick: takes no argument; write @pytest.mark.quick"),
     ],
 )
 def test_wrong_arguments_are_usage_errors_naming_the_test(
@@ -159,3 +161,71 @@ def test_markers_are_documented(pytester: pytest.Pytester) -> None:
     text = pytester.runpytest("--markers").stdout.str()
     for name in ("quick", "gpu(count=1", "gpu_tier(", "gpu_peak_limit(", "gpu_leak_limit("):
         assert f"@pytest.mark.{name}" in text
+
+
+def test_somebody_elses_quick_marker_is_left_alone(pytester: pytest.Pytester) -> None:
+    """In a run that has nothing to do with GPUs the name may mean something else."""
+    pytester.makepyfile("import pytest\n@pytest.mark.quick(5)\ndef test_x(): pass")
+    pytester.runpytest().assert_outcomes(passed=1)
+
+
+def test_every_fixture_makes_a_test_one_about_gpus() -> None:
+    offered = {name for name in vars(plugin) if name.startswith("gpu_")}
+    assert offered == concern.FIXTURES
+
+
+def test_expected_failures_are_no_skips(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.xfail(reason="not yet")
+        def test_fails_as_expected(): assert 0
+
+        @pytest.mark.xfail(reason="not yet", strict=False)
+        def test_passes_unexpectedly(): pass
+        """
+    )
+    pytester.path.joinpath("skips.txt").write_text("")
+    result = pytester.runpytest("--gpu-expected-skips=skips.txt")
+    result.assert_outcomes(xfailed=1, xpassed=1)
+    assert result.ret == 0
+    assert result.outlines[-1] == "NOT CHECKED: 2 own tests passed, no shipped check ran"
+
+
+def test_what_xfail_does_not_run_is_a_skip(pytester: pytest.Pytester) -> None:
+    source = '@pytest.mark.xfail(run=False, reason="it hangs")\ndef test_x(): pass'
+    pytester.makepyfile(test_own=f"import pytest\n{source}")
+    pytester.path.joinpath("skips.txt").write_text("")
+    result = pytester.runpytest("--gpu-expected-skips=skips.txt")
+    result.assert_outcomes(xfailed=1)
+    assert result.ret == 1
+    assert result.outlines[-1] == (
+        "NOT READY: test_own.py::test_x was skipped and skips.txt does not list it: it hangs; "
+        "make it run, or add it to the file"
+    )
+
+
+def test_a_strict_xfail_that_passes_fails(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import pytest\n@pytest.mark.xfail(strict=True)\ndef test_x(): pass")
+    result = pytester.runpytest("--gpu-tier=cpu")
+    assert result.ret == 1
+    assert "[XPASS(strict)]" in result.outlines[-1]
+
+
+def test_an_expected_failure_hides_no_failed_record(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        from pytest_multigpu.records.check import Record
+
+        @pytest.mark.xfail
+        @pytest.mark.check(needs="host")
+        def test_it():
+            return Record(name="a thing", outcome="failed", reason="it is broken")
+        """
+    )
+    result = pytester.runpytest("--gpu-tier=cpu")
+    result.assert_outcomes(xfailed=1)
+    assert result.ret == 1
+    assert result.outlines[-1].startswith("NOT READY: it is broken")

@@ -18,3 +18,59 @@ def test_what_waits_for_the_worker_comes_last_among_the_quick(pytester: pytest.P
     assert [name for name in quick if name in waiting] == waiting
     assert quick[-1] == "test_speed_under_load"
     assert names.index("test_peaks") == len(names) - 1
+
+
+WARNS = """
+    import warnings
+    import pytest
+    from pytest_multigpu.records.check import Record
+
+    def warn():
+        # As a library does of its caller: attributed to whoever called it.
+        warnings.warn("dropped in the next version", FutureWarning, stacklevel=2)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        warnings.warn("slow", UserWarning, stacklevel=2)
+
+    @pytest.mark.check(needs="host")
+    def test_check():
+        warn()
+        return Record(name="a thing", outcome="passed")
+
+    def test_own():
+        warn()
+"""
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_warnings_of_libraries_fail_no_check_whatever_the_project_filters(
+    pytester: pytest.Pytester, how: str
+) -> None:
+    if how == "ini":
+        pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    pytester.makepyfile(WARNS)
+    args = ["-W", "error"] if how == "option" else []
+    result = pytester.runpytest("--gpu-tier=cpu", *args)
+    result.assert_outcomes(passed=1, failed=1)  # the project's own test fails as it wants
+    assert "test_own failed: FutureWarning: dropped in the next version" in result.outlines[-1]
+
+
+def test_a_thread_that_dies_in_a_check_stays_with_the_projects_filters(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        import threading
+        import pytest
+        from pytest_multigpu.records.check import Record
+
+        @pytest.mark.check(needs="host")
+        def test_check():
+            thread = threading.Thread(target=lambda: 1 / 0)
+            thread.start()
+            thread.join()
+            return Record(name="a thing", outcome="passed")
+        """
+    )
+    result = pytester.runpytest_subprocess("--gpu-tier=cpu", "-W", "error")
+    assert result.ret == 1
+    assert "PytestUnhandledThreadExceptionWarning" in result.stdout.str()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -57,8 +58,25 @@ def test_unknown_is_no_pass(pytester: pytest.Pytester) -> None:
     result = run(pytester, 'record("unknown")', "-rs")
     result.assert_outcomes(skipped=1)
     assert "not measured: one is missing" in result.stdout.str()
+    assert result.ret == 1
+    assert result.outlines[-1].startswith("NOT READY: one is missing; add one")
+
+
+def test_unknown_beside_what_was_measured_is_counted(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_b=CHECK.replace("{returned}", 'record("passed")'))
+    result = run(pytester, 'record("unknown")')
     assert result.ret == 0
-    assert result.outlines[-1].startswith("NOT READY: no check was executed")
+    assert result.outlines[-1] == (
+        "READY: 1 check passed, 1 unmeasured (cpu tier: no GPU was checked)"
+    )
+
+
+@pytest.mark.parametrize("beside", ['record("passed")', ""])
+def test_unknown_that_ready_rests_on_fails(pytester: pytest.Pytester, beside: str) -> None:
+    result = run(pytester, f'[{beside + ", " if beside else ""}record("unknown", essential=True)]')
+    result.assert_outcomes(failed=1)
+    assert result.ret == 1
+    assert result.outlines[-1].startswith("NOT READY: one is missing; add one")
 
 
 def test_unknown_fails_under_strict(pytester: pytest.Pytester) -> None:
@@ -147,3 +165,27 @@ def test_a_killed_run_leaves_which_check_was_running(pytester: pytest.Pytester) 
     report = json.loads(Path("out/report.json").read_text())
     assert report["running"].endswith("::test_it")
     assert report["verdict"] is None
+
+
+def test_junit_has_the_records_of_each_attempt_once(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    source = CHECK.replace("def test_it():", "TRIES = []\n    def test_it(request):")
+    tries = (
+        "TRIES.append(1) or request.node.user_properties.append(('mine', len(TRIES))) or "
+        "record('failed' if len(TRIES) < 3 else 'passed', measured=len(TRIES))"
+    )
+    pytester.makepyfile(source.replace("{returned}", tries))
+    result = pytester.runpytest("--gpu-tier=cpu", "--reruns=3", "--junitxml=junit.xml")
+    assert result.ret == 0
+    attempts = ElementTree.parse("junit.xml").findall(".//testcase")
+    assert [
+        [(row.get("name"), str(row.get("value"))[:36]) for row in attempt.iter("property")]
+        for attempt in attempts
+    ] == [  # what is not ours stays as it is
+        [("mine", "1"), ("a thing", "failed: expected 2 GPUs, measured 1 ")],
+        [("mine", "1"), ("mine", "2"), ("a thing", "failed: expected 2 GPUs, measured 2 ")],
+        [
+            *(("mine", "1"), ("mine", "2"), ("mine", "3")),
+            ("a thing", "passed: expected 2 GPUs, measured 3 "),
+        ],
+    ]

@@ -73,7 +73,7 @@ def test_a_limit_of_the_users_own_is_left(
     elif how == "environment":
         monkeypatch.setenv("PYTEST_TIMEOUT", "77")
     else:
-        args = ["-p", "no:timeout"]
+        args = ["-p", "no:timeout"]  # the watchdog keeps it without a mark
     assert limits(pytester, *args).startswith("[]")
 
 
@@ -106,18 +106,25 @@ def test_a_hang_fails_its_check_and_the_run_goes_on(
     assert "::test_it failed: Timeout (>0.3s) from pytest-timeout." in result.outlines[-1]
 
 
-def test_a_hang_that_no_signal_reaches_ends_the_run_with_a_report(
-    pytester: pytest.Pytester,
+BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM]); time.sleep(60)"
+SHORT = """
+    from pytest_multigpu import timeouts
+    timeouts.QUICK_SECONDS = timeouts.MODEL_SECONDS = timeouts.GRACE_SECONDS = 0.3
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "args"), [(BLOCKED, []), ("time.sleep(60)", ["-p", "no:timeout"])]
+)
+def test_a_hang_that_nothing_interrupts_ends_the_run_with_a_report(
+    pytester: pytest.Pytester, body: str, args: list[str]
 ) -> None:
-    pytester.makeconftest(
-        """
-        from pytest_multigpu import timeouts
-        timeouts.QUICK_SECONDS = timeouts.GRACE_SECONDS = 0.3
-        """
+    """No signal reaches it, or there is no pytest-timeout to send one."""
+    pytester.makeconftest(SHORT)
+    pytester.makepyfile(test_hang=CHECK.replace("{body}", body))
+    result = pytester.runpytest_subprocess(
+        "--gpu-tier=cpu", "--gpu-wait=0", "--gpu-report=out", *args
     )
-    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM]); time.sleep(60)"
-    pytester.makepyfile(test_hang=CHECK.replace("{body}", blocked))
-    result = pytester.runpytest_subprocess("--gpu-tier=cpu", "--gpu-wait=0", "--gpu-report=out")
     assert result.ret == 1
     line = (
         "NOT READY: test_hang.py::test_it failed: hung: not ended 0.3 s after its start, nor "
@@ -129,3 +136,45 @@ def test_a_hang_that_no_signal_reaches_ends_the_run_with_a_report(
     assert report["line"] == line
     assert report["running"] == "test_hang.py::test_it"
     assert any("in test_it" in line for line in result.errlines)  # where it hung
+
+
+HANGING_LOAD = """
+    import time
+    from pytest_multigpu.model import loading
+    loading.load_model = lambda *arguments, **options: time.sleep(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mark", "args", "ended"),
+    [
+        ("", [], True),
+        ("", ["-p", "no:timeout"], True),
+        ("@pytest.mark.timeout(50)", [], False),
+        ("", ["--timeout=0"], False),
+    ],
+)
+def test_a_load_that_hangs_in_somebodys_own_suite(
+    pytester: pytest.Pytester, mark: str, args: list[str], ended: bool
+) -> None:
+    pytester.makeconftest(SHORT + HANGING_LOAD)
+    pytester.makepyfile(
+        test_own=f"import pytest\n{mark}\ndef test_x(gpu_model): assert gpu_model is None"
+    )
+    result = pytester.runpytest_subprocess("--gpu-tier=cpu", *args)
+    assert result.ret == (1 if ended else 0)
+    if ended:
+        assert result.outlines[-1] == (
+            "NOT READY: test_own.py::test_x failed: loading hung: not ended 0.3 s after its "
+            "start, nor interrupted (cpu tier: no GPU was checked)"
+        )
+
+
+def test_the_watch_over_a_check_ends_with_it(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(SHORT)
+    pytester.makepyfile(CHECK.replace("{body}", "pass"), test_own="def test_own(): pass")
+    pytester.makepyfile(test_zzz="import time\ndef test_slow(): time.sleep(1)")
+    args = ("--gpu-tier=cpu", "--gpu-wait=0", "-p", "no:timeout")
+    result = pytester.runpytest_subprocess(*args)
+    result.assert_outcomes(passed=4)
+    assert result.ret == 0

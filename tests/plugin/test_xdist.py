@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_eight_workers_on_four_gpus_wait_and_finish(pytester: pytest.Pytester) -
     assert report["machine"]["visible"] == [1, 2, 4, 5]
     assert sorted(check["nodeid"] for check in report["checks"])[0].endswith("test_all[0]")
     assert report["running"] is None
-    assert result.outlines[-1].startswith("NOT READY: no check was executed")
+    assert result.outlines[-1] == "NOT CHECKED: 18 own tests passed, no shipped check ran"
 
 
 @pytest.mark.usefixtures("fakes")
@@ -213,3 +214,78 @@ def test_a_fleet_has_one_table(pytester: pytest.Pytester, monkeypatch: pytest.Mo
     assert [pod["name"] for pod in report["pods"]] == ["pod-a", "pod-b", "pod-c"]
     assert [pod["verdict"] for pod in report["pods"]] == ["READY", "NOT READY", "READY"]
     assert [len(pod["checks"]) for pod in report["pods"]] == [1, 1, 1]
+
+
+WRONG_MARK = """
+    import pytest
+
+    @pytest.mark.gpu(vram="40")
+    def test_x():
+        pass
+
+    def test_other():
+        pass
+"""
+WRONG_MARK_SAYS = "test_wrong.py::test_x: gpu(vram=): '40' has no unit; write 40GiB or 40MiB"
+CHECK = """
+    import pytest
+    from pytest_multigpu.records.check import Record
+
+    @pytest.mark.check(needs="plan")
+    def test_it(gpu_plan):
+        return Record(name="a thing", outcome="passed")
+"""
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("source", "args", "message"),
+    [
+        (WRONG_MARK, ["-n2"], WRONG_MARK_SAYS),
+        (WRONG_MARK, ["--dist=each", "--tx=popen//id=pod"], f"pod: {WRONG_MARK_SAYS}"),
+        (CHECK, ["-n2", "--gpu-model=nosuch"], "--gpu-model: "),
+        (CHECK, ["-n2", "--gpu-tier=6bit"], "--gpu-tier: unknown tier '6bit'; known: "),
+    ],
+)
+def test_usage_errors_are_one_line_here_too(
+    pytester: pytest.Pytester, source: str, args: list[str], message: str
+) -> None:
+    pytester.makepyfile(test_wrong=source)
+    result = distribute(pytester, *args)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    errors = [line for line in result.errlines if line]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"ERROR: {message}")
+    assert "INTERNALERROR" not in result.stdout.str()
+    assert "READY" not in result.stdout.str()
+
+
+def test_an_ini_file_that_cannot_be_does_not_break_other_runs(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ngpu_config = game.json\n")
+    Path("game.json").write_text("{")
+    pytester.makepyfile(test_x="def test_x(): pass")
+    pytester.runpytest_subprocess("-n2").assert_outcomes(passed=1)
+    pytester.makepyfile(test_wrong=CHECK)
+    result = pytester.runpytest_subprocess("-n2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert any(line.startswith(f"ERROR: {pytester.path}/game.json: ") for line in result.errlines)
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("gpus", "says"),
+    [
+        ("0", "NOT READY: this machine has no NVIDIA GPU; rent a machine with GPUs"),
+        ("1", r"NOT READY: \d+ blocks would go to the CPU: model\.layers\."),
+    ],
+)
+def test_a_verdict_rests_on_machine_and_plan_here_too(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, gpus: str, says: str
+) -> None:
+    monkeypatch.setenv("FAKE_GPUS", gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    pytester.makepyfile(CHECK.replace("(gpu_plan)", "()").replace('"plan"', '"host"'))
+    result = distribute(pytester, "-n2", "--gpu-tier=16bit")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 10
+    assert re.match(says, result.outlines[-1])

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_examples import check, four_h100s, speed, text_scores
+from report_examples import check, four_h100s, machine, plan, speed, text_scores
 
-from pytest_multigpu.errors import UsageError
+from pytest_multigpu.errors import UsageError, shown
 from pytest_multigpu.judging.baseline import check_run, compare, key_of, measurements, merged
 from pytest_multigpu.judging.baseline_file import dump_baselines, parse_baselines
 from pytest_multigpu.judging.baseline_rule import parse_rule
@@ -25,8 +25,8 @@ from pytest_multigpu.report.baseline import read_baselines, update_baseline
 from pytest_multigpu.units import GIB, MIB
 
 KEY = (
-    "4 x NVIDIA H100 80GB HBM3, llama-3.3-70b, 16bit, auto, synthetic, context 2048 x 1, "
-    "torch 2.11, transformers 5.17"
+    "4 x NVIDIA H100 80GB HBM3, llama-3.3-70b, 16bit bfloat16, auto, synthetic, "
+    "context 2048 x 1, torch 2.11, transformers 5.17"
 )
 PEAK = Measurement(name="prefill peak", kind="peak", value=36 * GIB, device="cuda:0")
 SPEED = Measurement(name="decode speed", kind="speed", value=10.0)
@@ -183,7 +183,27 @@ def test_key() -> None:
     assert key_of(replace(four_h100s(), versions={})) is None
     cpu = key_of(replace(four_h100s(), tier="cpu"))
     assert cpu is not None
-    assert (cpu.gpus, cpu.hardware) == (0, "cpu")
+    assert cpu.hardware == "cpu"
+
+
+def test_key_tells_dtypes_and_mixed_machines_apart() -> None:
+    report = four_h100s()
+    half = replace(plan(), architecture=replace(plan().architecture, dtype="float16"))
+
+    def text(*names: str) -> str:
+        found = machine(len(names))
+        gpus = tuple(replace(gpu, name=name) for gpu, name in zip(found.gpus, names, strict=True))
+        key = key_of(replace(report, machine=replace(found, gpus=gpus)))
+        assert key is not None
+        return key.hardware
+
+    key = key_of(replace(report, plan=half))
+    assert key is not None
+    assert "16bit float16" in key.text
+    assert text("A", "A") == "2 x A"
+    assert text("A", "B", "B") == "1 x A + 2 x B"
+    assert text("A", "A", "B") == "2 x A + 1 x B"
+    assert text("A", "B", "A") == "1 x A + 1 x B + 1 x A"
 
 
 def test_the_whole_run_against_its_file(tmp_path: Path) -> None:
@@ -551,9 +571,9 @@ def test_a_spread_is_kept_and_must_be_one() -> None:
     score = replace(SCORE, spread=0.25)
     dumped = dump_baselines({KEY: baseline(score)})
     assert parse_baselines(dumped, "b.json") == {KEY: baseline(score)}
-    for spread, shown in ((0, "0"), (-1, "-1"), (float("nan"), "nan"), (True, "True")):
+    for spread, text in ((0, "0"), (-1, "-1"), (float("nan"), "nan"), (True, "True")):
         dumped["baselines"][KEY]["probe score"]["spread"] = spread
         with pytest.raises(UsageError) as caught:
             parse_baselines(dumped, "b.json")
-        where = f"b.json: '{KEY}': 'probe score'"
-        assert str(caught.value) == f"{where}: spread is {shown}, not above zero; {REMEDY}"
+        where = f"b.json: {shown(KEY)}: 'probe score'"
+        assert str(caught.value) == f"{where}: spread is {text}, not above zero; {REMEDY}"

@@ -194,14 +194,19 @@ def test_the_observed_map_wins_over_the_planned_one(tmp_path: Path) -> None:
 def test_an_earlier_runs_files_do_not_pass_for_this_ones(tmp_path: Path) -> None:
     for name in ("report.json", "device_map.json", "report.html", ".report.json.x.tmp", "mine"):
         (tmp_path / name).write_text("old")
-    ReportFile(tmp_path)
+    file = ReportFile(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5  # nothing is touched before there is a run
+    file.open()
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "report.json").write_text("mine too")
+    file.open()
+    assert (tmp_path / "report.json").read_text() == "mine too"
 
 
 def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError) as caught:
-        ReportFile(tmp_path / "file" / "x")
+        ReportFile(tmp_path / "file" / "x").open()
     assert str(caught.value) == (
         f"--gpu-report: cannot write to {tmp_path / 'file' / 'x'} (Not a directory); "
         "name a folder that can be written"

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from report_examples import copies, few_gpus, four_h100s, free_vram, machine, speed
+from report_examples import copies, few_gpus, four_h100s, free_vram, machine, plan, speed
 
 from pytest_multigpu.judging.verdict import decide, sentence
 from pytest_multigpu.records.check import Record
+from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.report import CheckResult, RunReport
 
 GOOD = Record(name="free VRAM", outcome="passed")
@@ -125,14 +126,126 @@ def test_a_failed_record_cannot_hide_in_a_passed_test() -> None:
 
 @pytest.mark.parametrize(("strict", "code"), [(False, 0), (True, 1)])
 def test_no_check_executed(strict: bool, code: int) -> None:
-    skipped = result("skipped", reason="simulated")
-    unknown = result("passed", Record(name="x", outcome="unknown", reason="N/A"))
-    verdict = decide(run(skipped), strict=strict)
-    assert not verdict.ready
-    assert verdict.exit_code == code
+    verdict = decide(run(result("skipped", reason="simulated")), strict=strict)
+    assert (verdict.ready, verdict.checked, verdict.exit_code) == (False, True, code)
     assert verdict.line == "NOT READY: no check was executed (1 skipped)"
-    assert decide(run(), strict=strict).line == "NOT READY: no check was executed"
-    assert not decide(run(unknown), strict=strict).ready
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("outcome", ["passed", "skipped"])
+def test_a_check_that_could_measure_nothing_and_nothing_else(
+    strict: bool, outcome: Literal["passed", "skipped"]
+) -> None:
+    unknown = result(outcome, Record(name="x", outcome="unknown", reason="N/A", remedy="look"))
+    verdict = decide(run(unknown), strict=strict)
+    assert (verdict.ready, verdict.exit_code, verdict.line) == (False, 1, "NOT READY: N/A; look")
+
+
+def test_unmeasured_checks_are_counted_as_such() -> None:
+    unknown = Record(name="x", outcome="unknown", reason="N/A")
+    report = run(
+        result("passed", GOOD), result("skipped", unknown), result("skipped", reason="simulated")
+    )
+    assert decide(report).line == (
+        "READY: 1 check passed, 1 unmeasured, 1 skipped (no model was loaded)"
+    )
+
+
+def test_ready_rests_on_what_is_essential() -> None:
+    unknown = Record(name="copies", outcome="unknown", reason="no room", essential=True)
+    for outcome in ("passed", "failed", "skipped"):
+        verdict = decide(run(result("passed", GOOD), result(outcome, GOOD, unknown)))
+        assert (verdict.exit_code, verdict.reasons) == (1, ("no room",))
+
+
+def test_an_expected_skip_may_be_unmeasured() -> None:
+    unknown = Record(name="copies", outcome="unknown", reason="no room", essential=True)
+    skip = replace(result("skipped", unknown), expected_skip=True)
+    assert decide(run(result("passed", GOOD), skip)).ready
+
+
+OWN = CheckResult(nodeid="test_own.py::test_x", outcome="passed", is_check=False)
+
+
+def test_a_run_of_own_tests_alone_claims_nothing() -> None:
+    skipped = replace(OWN, outcome="skipped", hardware_skip=True, reason="needs 2 GPUs")
+    verdict = decide(replace(run(OWN, OWN, skipped), machine=Machine()))
+    assert (verdict.ready, verdict.checked, verdict.exit_code) == (False, False, 0)
+    assert verdict.line == "NOT CHECKED: 2 own tests passed, 1 skipped, no shipped check ran"
+    assert decide(run()).line == "NOT CHECKED: no shipped check ran"
+    strict = decide(run(OWN), strict=True)
+    assert (strict.exit_code, strict.checked) == (1, True)
+    assert strict.line == "NOT READY: no check was executed (1 own test passed)"
+    failed = decide(run(OWN, replace(OWN, outcome="failed")))
+    assert (failed.exit_code, failed.line) == (1, "NOT READY: test_own.py::test_x failed")
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "reason"),
+    [
+        (Machine(), 10, "this machine has no NVIDIA GPU; rent a machine with GPUs"),
+        (Machine(problem="NVML hangs"), 1, "the GPUs could not be asked: NVML hangs"),
+        (
+            replace(machine(2), visible=(), visible_env="-1"),
+            1,
+            "CUDA_VISIBLE_DEVICES='-1' hides all 2 GPUs",
+        ),
+        (
+            replace(machine(1), visible=(), visible_env=""),
+            1,
+            "CUDA_VISIBLE_DEVICES='' hides all 1 GPU",
+        ),
+    ],
+)
+def test_gpus_that_are_not_there_whichever_checks_ran(
+    found: Machine, code: int, reason: str
+) -> None:
+    report = replace(run(result("passed", GOOD)), machine=found)
+    verdict = decide(report)
+    assert (verdict.ready, verdict.exit_code, verdict.reasons) == (False, code, (reason,))
+    # No GPU is checked in the cpu tier, nor on a machine that isn't there.
+    assert decide(replace(report, tier="cpu")).ready
+    assert decide(replace(report, machine=replace(found, simulated="2xA6000"))).ready
+    # Nor by people's own tests.
+    assert decide(replace(report, checks=(OWN,))).exit_code == 0
+
+
+def test_a_gpu_that_cannot_be_read_whichever_checks_ran() -> None:
+    lost = machine(2)
+    gone = replace(lost.gpus[1], problem="GPU 1 cannot be read: GPU is lost")
+    report = replace(run(result("passed", GOOD)), machine=replace(lost, gpus=(lost.gpus[0], gone)))
+    assert decide(report).line == "NOT READY: GPU 1 cannot be read: GPU is lost"
+    hidden = replace(lost, gpus=(lost.gpus[0], gone), visible=(0,))
+    assert decide(replace(report, machine=hidden)).ready
+
+
+@pytest.mark.parametrize(("mendable", "code"), [(False, 10), (True, 1)])
+def test_a_plan_that_does_not_fit_whichever_checks_ran(mendable: bool, code: int) -> None:
+    unfit = replace(
+        plan(), fits=False, reasons=("GPU 0 lacks 3.0 GiB",), remedies=("rent",), mendable=mendable
+    )
+    report = replace(four_h100s(free_vram()), plan=unfit, load=None)
+    verdict = decide(report)
+    assert (verdict.exit_code, verdict.line) == (code, "NOT READY: GPU 0 lacks 3.0 GiB; rent")
+    assert decide(replace(report, checks=(OWN,))).exit_code == 0
+
+
+def test_a_plan_that_could_not_be_made_is_no_plan_that_fits() -> None:
+    report = replace(four_h100s(free_vram()), plan=None, unsettled="no planner")
+    verdict = decide(report)
+    assert (verdict.exit_code, verdict.line) == (1, "NOT READY: no plan could be made: no planner")
+
+
+def test_the_machine_is_told_once_and_turns_a_shortfall_into_a_failure() -> None:
+    short, broken = few_gpus(), result("failed", Record(name="x", outcome="failed", reason="bad"))
+    assert decide(replace(run(short), machine=Machine())).reasons == (SHORT,)
+    hangs = Machine(problem="NVML hangs")
+    verdict = decide(replace(run(short), machine=hangs))
+    assert (verdict.exit_code, verdict.reasons) == (
+        1,
+        ("the GPUs could not be asked: NVML hangs", SHORT),
+    )
+    assert decide(replace(run(broken), machine=hangs)).reasons == ("bad",)
 
 
 @pytest.mark.parametrize(("is_check", "code"), [(True, 10), (False, 0)])

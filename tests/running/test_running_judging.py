@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pytest_multigpu.judging.distribution import judge_distribution
 from pytest_multigpu.judging.generation import CUDNN_REMEDY, judge_generation
 from pytest_multigpu.judging.memory import (
+    CONTEXT_BYTES,
+    KERNEL_BYTES,
     judge_peaks,
     leak_limit_failures,
     peak_limit_failures,
@@ -18,7 +21,7 @@ from pytest_multigpu.judging.speed import floor_seconds, judge_speed
 from pytest_multigpu.planning.speed import step_seconds
 from pytest_multigpu.records.check import Record
 from pytest_multigpu.records.generation import Agreement, GenerationReading, Timing
-from pytest_multigpu.records.memory import Leftover
+from pytest_multigpu.records.memory import Growth, Leftover
 from pytest_multigpu.records.model import DevicePlacement, PeakReading, PhasePeaks, Placement
 from pytest_multigpu.records.plan import Architecture, Block, DevicePlan, Peaks, Plan, Tier
 from pytest_multigpu.units import GIB, MIB
@@ -251,24 +254,119 @@ def peaks(used: int | None, allocated: int = 0, reserved: int = 0, phase: str = 
     )
 
 
-def test_peak_limit_at_under_and_over() -> None:
+def grown(torch: int | None, nvml: int | None, **more: Any) -> Growth:
+    values: dict[str, Any] = {"live_bytes": 0, "had_context": True} | more
+    return Growth(device="cuda:1", torch_bytes=torch, grown_bytes=nvml, **values)
+
+
+def test_peak_limit_of_torchs_tensors_at_and_over() -> None:
     limit = 36 * GIB
-    assert peak_limit_failures(peaks(None, limit), limit) == []
-    assert peak_limit_failures(peaks(None, limit + 1), limit) == [
+    assert peak_limit_failures([grown(limit, 0)], limit) == []
+    assert peak_limit_failures([grown(limit + 1, 0)], limit) == [
         "GPU 1 peaked at 38,654,705,665 B; gpu_peak_limit is 38,654,705,664 B"
     ]
-    assert peak_limit_failures(peaks(None, round(37.2 * GIB)), limit) == [
+    assert peak_limit_failures([grown(round(37.2 * GIB), 0)], limit) == [
         "GPU 1 peaked at 37.2 GiB; gpu_peak_limit is 36.0 GiB"
     ]
 
 
-def test_leak_limit_at_and_over() -> None:
-    left = Leftover(device="cuda:0", before_bytes=5, after_bytes=5 + 64 * MIB)
-    assert leak_limit_failures([left], 64 * MIB) == []
-    more = replace(left, after_bytes=5 + 80 * MIB, used_before_bytes=0, used_after_bytes=82 * MIB)
+def test_peak_limit_of_what_torch_does_not_know() -> None:
+    limit = 36 * GIB
+    assert peak_limit_failures([grown(0, limit)], limit) == []
+    assert peak_limit_failures([grown(0, limit - GIB, live_bytes=GIB)], limit) == []
+    assert peak_limit_failures([grown(2 * MIB, limit + GIB)], limit) == [
+        "GPU 1 peaked at 37.0 GiB by NVML, 37.0 GiB more than before the test; gpu_peak_limit is "
+        "36.0 GiB; torch's tensors had 2.0 MiB"
+    ]
+    assert peak_limit_failures([grown(31 * GIB, 10 * GIB, live_bytes=30 * GIB)], limit) == [
+        "GPU 1 peaked at 40.0 GiB by NVML, 10.0 GiB more than before the test and 30.0 GiB in "
+        "tensors before; gpu_peak_limit is 36.0 GiB; torch's tensors had 31.0 GiB"
+    ]
+    hidden = grown(0, 37 * GIB, hidden_bytes=256 * MIB + 1)
+    (line,) = peak_limit_failures([hidden], limit)
+    assert line.endswith(
+        "torch's tensors had 0 B, and NVML shows not whose the rest is: others may have come "
+        "meanwhile"
+    )
+    assert peak_limit_failures([replace(hidden, hidden_bytes=256 * MIB)], limit) != [line]
+
+
+def test_a_context_that_the_test_made_is_not_its_peak() -> None:
+    fresh = grown(0, GIB + CONTEXT_BYTES, had_context=False)
+    assert peak_limit_failures([fresh], GIB) == []
+    assert len(peak_limit_failures([replace(fresh, had_context=True)], GIB)) == 1
+    assert (
+        len(peak_limit_failures([grown(0, GIB + CONTEXT_BYTES + 1, had_context=False)], GIB)) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("torch", "nvml", "why"),
+    [
+        (None, None, "torch cannot use it"),
+        (None, 0, "torch cannot use it"),
+        (0, None, "NVML gave no reading"),
+    ],
+)
+def test_a_peak_that_was_not_measured_is_over_the_limit(
+    torch: int | None, nvml: int | None, why: str
+) -> None:
+    assert peak_limit_failures([grown(torch, nvml)], 36 * GIB) == [
+        f"GPU 1 was not measured: {why}; gpu_peak_limit is 36.0 GiB"
+    ]
+
+
+LEFT = Leftover(
+    device="cuda:0",
+    before_bytes=5,
+    after_bytes=5 + 64 * MIB,
+    used_before_bytes=GIB,
+    used_after_bytes=GIB,
+)
+
+
+def test_leak_limit_of_torchs_tensors_at_and_over() -> None:
+    assert leak_limit_failures([LEFT], 64 * MIB) == []
+    more = replace(LEFT, after_bytes=5 + 80 * MIB, used_after_bytes=GIB + 82 * MIB)
     assert leak_limit_failures([more], 64 * MIB) == [
         "GPU 0 was left with 80.0 MiB more than before; gpu_leak_limit is 64.0 MiB "
         "(NVML: 82.0 MiB more in use)"
+    ]
+    less = replace(more, used_after_bytes=GIB - 1)
+    assert leak_limit_failures([less], 64 * MIB) == [
+        "GPU 0 was left with 80.0 MiB more than before; gpu_leak_limit is 64.0 MiB"
+    ]
+
+
+def test_leak_limit_of_what_torch_does_not_know() -> None:
+    room = 64 * MIB + KERNEL_BYTES
+    at = replace(LEFT, after_bytes=5, used_after_bytes=GIB + room)
+    assert leak_limit_failures([at], 64 * MIB) == []
+    over = replace(at, used_after_bytes=GIB + 3 * GIB)
+    assert leak_limit_failures([over], 64 * MIB) == [
+        "GPU 0 was left with 3.0 GiB more in use by NVML than before, 0 B of it in torch's "
+        "tensors; gpu_leak_limit is 64.0 MiB, and 256.0 MiB are left to CUDA itself"
+    ]
+    assert len(leak_limit_failures([replace(at, used_after_bytes=GIB + room + 1)], 64 * MIB)) == 1
+    # A context that the test made stays, and is no leak.
+    fresh = replace(at, used_after_bytes=GIB + room + CONTEXT_BYTES, had_context=False)
+    assert leak_limit_failures([fresh], 64 * MIB) == []
+    assert len(leak_limit_failures([replace(fresh, had_context=True)], 64 * MIB)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"by_torch": False}, "torch cannot use it"),
+        ({"used_before_bytes": None}, "NVML gave no reading"),
+        ({"used_after_bytes": None}, "NVML gave no reading"),
+    ],
+)
+def test_a_leftover_that_was_not_measured_is_over_the_limit(
+    change: dict[str, Any], why: str
+) -> None:
+    assert leak_limit_failures([replace(LEFT, **change)], GIB) == [
+        f"GPU 0 was not measured: {why}; gpu_leak_limit is 1.0 GiB"
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from pytest_multigpu.judging.distribution import judge_distribution
 from pytest_multigpu.judging.generation import judge_generation, tolerance_for
-from pytest_multigpu.model import memory
+from pytest_multigpu.model import memory, witness
 from pytest_multigpu.model.generation import (
     first_generation,
     read_generation,
@@ -22,6 +23,7 @@ from pytest_multigpu.model.loaded import LoadedModel, release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.model.memory import LeakMeter, PeakMeter
 from pytest_multigpu.model.peaks import measure_phases, padding_mask
+from pytest_multigpu.model.witness import Witness
 from pytest_multigpu.records.generation import GenerationReading
 from pytest_multigpu.units import MIB
 
@@ -111,7 +113,9 @@ def test_the_whole_model_on_the_host_is_right_in_the_cpu_tier(tiny: LoadedModel)
 
 def test_phases_are_measured_in_the_plans_order(tiny: LoadedModel) -> None:
     meter = PeakMeter(("cpu",))
-    phases = measure_phases(tiny, meter, context_tokens=40, batch=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # transformers warns of arguments that it will drop
+        phases = measure_phases(tiny, meter, context_tokens=40, batch=2)
     assert [phase.phase for phase in phases] == ["probe", "prefill", "decode"]
     assert meter.phases == list(phases)
     assert all((phase.readings[0].used_bytes or 0) > 10 * MIB for phase in phases)
@@ -206,8 +210,8 @@ def test_a_peak_that_comes_and_goes_is_seen_also_when_the_phase_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = [100]
-    monkeypatch.setattr(memory, "_resident_bytes", lambda: size[0])
-    monkeypatch.setattr(memory, "INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(witness, "_resident_bytes", lambda: size[0])
+    monkeypatch.setattr(witness, "INTERVAL_SECONDS", 0.001)
     meter = PeakMeter(("cpu",))
     with pytest.raises(KeyError), meter.measure("spike"):  # noqa: PT012
         size[0] = 900
@@ -219,8 +223,8 @@ def test_a_peak_that_comes_and_goes_is_seen_also_when_the_phase_fails(
 
 def test_leftover_is_the_least_of_several_readings(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([50, 40, 45, 90, 70, 80])
-    monkeypatch.setattr(memory, "_resident_bytes", lambda: next(readings))
-    (left,) = LeakMeter(("cpu",)).leftover()
+    monkeypatch.setattr(witness, "_resident_bytes", lambda: next(readings))
+    (left,) = LeakMeter(Witness(("cpu",))).leftover()
     assert (left.before_bytes, left.after_bytes, left.left_bytes) == (40, 70, 30)
 
 
@@ -250,7 +254,8 @@ def test_cuda_index_meets_nvml_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     reset: list[int] = []
     cuda = torch.cuda
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml({"GPU-aaa": 11, "GPU-bbb": 22}))
-    monkeypatch.setattr(memory, "_cuda_ready", lambda: True)
+    for module in (memory, witness):
+        monkeypatch.setattr(module, "cuda_ready", lambda: True)
     monkeypatch.setattr(
         cuda, "get_device_properties", lambda i: types.SimpleNamespace(uuid=uuids[i])
     )

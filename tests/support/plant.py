@@ -7,6 +7,7 @@ arguments. Everything else is the product's own code. Only tests and campaigns l
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -149,6 +150,16 @@ def plant_worker(fault: dict[str, Any] | None = None, seconds: float | None = No
         )
 
     _put(worker, start_worker=start)
+
+
+def plant_no_fork() -> None:
+    """No process can be started, as at a limit on their number."""
+    import subprocess
+
+    def refuse(*_arguments: Any, **_options: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    _put(subprocess, Popen=refuse)
 
 
 def plant_no_nvml() -> None:
@@ -358,12 +369,9 @@ def plant_report_kill() -> None:
     from pytest_multigpu.report.folder import ReportFile
 
     real = ReportFile.update
-    ends = 0
 
     def update(self: Any, report: Any) -> None:
-        nonlocal ends
-        ends += report.running is None
-        if ends == 3:
+        if len(report.checks) == 3:
             _put(os, fsync=lambda handle: os.kill(os.getpid(), signal.SIGKILL))
         real(self, report)
 
@@ -372,9 +380,9 @@ def plant_report_kill() -> None:
 
 def plant_meter(used: int | None) -> None:
     """The resident size that the peak meter reads; None: nobody can say."""
-    from pytest_multigpu.model import memory
+    from pytest_multigpu.model import witness
 
-    _put(memory, _resident_bytes=lambda: used)
+    _put(witness, _resident_bytes=lambda: used)
 
 
 # The scorer

@@ -54,10 +54,12 @@ def test_a_sound_machine_passes(healthy: Make, count: int) -> None:
         assert len(records) == count * (2 if judge is arithmetic.products else 1)
 
 
-def test_nothing_measured_is_unknown(healthy: Make) -> None:
+def test_nothing_measured_is_unknown_and_a_dead_worker_failed(healthy: Make) -> None:
     for judge in JUDGES:
-        for report in (WorkerReport(failure="it died"), healthy(0), WorkerReport()):
+        for report in (healthy(0), WorkerReport()):
             assert {record.outcome for record in judge(report)} == {"unknown"}
+        dead = judge(WorkerReport(failure="it died"))
+        assert {(record.outcome, record.reason) for record in dead} == {("failed", "it died")}
 
 
 def test_a_gpu_without_a_result_is_unknown(healthy: Make) -> None:

@@ -77,7 +77,7 @@ def test_a_wrong_chain_says_where_it_began(healthy: Make) -> None:
     )
 
 
-def test_a_copy_that_hung_fails_its_pair_and_leaves_the_rest_unknown(healthy: Make) -> None:
+def test_a_copy_that_hung_fails_its_pair_and_what_came_after(healthy: Make) -> None:
     report = healthy(
         3, failure="it hung", failed_step="copies", failed_gpus=(0, 2), chains=(), steps=()
     )
@@ -86,9 +86,8 @@ def test_a_copy_that_hung_fails_its_pair_and_leaves_the_rest_unknown(healthy: Ma
     assert [(record.outcome, record.device) for record in records] == [
         ("passed", "GPU 0 -> GPU 1"),
         ("failed", "GPU 0 -> GPU 2"),
-        ("unknown", ""),
     ]
-    assert [record.outcome for record in interconnect.chains(report)] == ["unknown"]
+    assert [record.outcome for record in interconnect.chains(report)] == ["failed"]
 
 
 def test_half_of_the_chains_is_not_a_pass(healthy: Make) -> None:
@@ -97,17 +96,19 @@ def test_half_of_the_chains_is_not_a_pass(healthy: Make) -> None:
     assert outcomes == ["passed", "passed", "failed"]
 
 
-def test_nothing_measured_is_unknown_everywhere(healthy: Make) -> None:
+def test_nothing_measured_is_unknown_everywhere_and_a_dead_worker_failed(healthy: Make) -> None:
     for judge in JUDGES:
-        for report in (WorkerReport(failure="it died"), healthy(0), WorkerReport()):
+        for report in (healthy(0), WorkerReport()):
             records = judge(report)
             assert {record.outcome for record in records} == {"unknown"}
             assert all(record.reason for record in records)
+        dead = judge(WorkerReport(failure="it died"))
+        assert {(record.outcome, record.reason) for record in dead} == {("failed", "it died")}
 
 
 def test_one_gpu_and_a_dead_worker_is_no_pass(healthy: Make) -> None:
     report = healthy(1, failure="it died", failed_step="contexts")
-    assert [record.outcome for record in interconnect.copies(report)] == ["unknown"]
+    assert [record.outcome for record in interconnect.copies(report)] == ["failed"]
 
 
 def test_missing_pairs_are_unknown(healthy: Make) -> None:
