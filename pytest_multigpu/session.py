@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from .requirements import Wanted
     from .worker_run import WorkerRun
 
-_SCORING = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest-multigpu")
-"""Packages whose version may change a bit of a score."""
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest", "pytest-multigpu")
 
 
@@ -264,38 +262,19 @@ class GpuSession:
 
         :raises MultiGpuError: no model, no probe, or a score that could not be had.
         """
-        from .probes.drift import score_texts
-        from .probes.textset import MAX_TOKENS, text_set
-        from .records.drift import TextScores
+        from .textscores import text_scores
 
         loaded = self.load()
-        # No forward is larger than those that the plan has room for.
-        room = min(MAX_TOKENS, self.settings.context * self.settings.batch)
-        values, tokens = score_texts(loaded.model, loaded.tokenizer, self.probe, max_tokens=room)
-        architecture = loaded.architecture
-        self.scores = TextScores(
-            model=architecture.model,
-            weights=self._weights_id(loaded.load.weights),
-            probe=self.probe.digest,
-            texts=text_set(),
-            tokens=tokens,
-            tier=architecture.tier,
-            dtype=architecture.dtype,
-            gpus=tuple(self.machine.visible_gpus[i].name for i in loaded.cuda_devices),
-            versions={name: v for name, v in self.versions.items() if name in _SCORING},
-            when=time.time(),
-            values=values,
+        self.scores = text_scores(
+            loaded,
+            self.probe,
+            # What the plan has room for.
+            room_tokens=self.settings.context * self.settings.batch,
+            checkpoint=self.plans.resolved.checkpoint,
+            gpus=[gpu.name for gpu in self.machine.visible_gpus],
+            versions=self.versions,
         )
         return self.scores
-
-    def _weights_id(self, kind: str) -> str:
-        """Synthesised ones are the same for the same model, seeded by each tensor's name."""
-        from .model.fingerprint import fingerprint
-
-        checkpoint = self.plans.resolved.checkpoint
-        if kind != "checkpoint" or checkpoint is None:
-            return kind
-        return f"checkpoint {fingerprint(checkpoint)}"
 
     @cached_property
     def earlier_scores(self) -> tuple[TextScores, ...]:
