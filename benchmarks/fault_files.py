@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import NotHereError
+from benchmarks.fault import NotHereError
 
 Values = Mapping[str, str]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.faults import Fault, Plant
+from benchmarks.fault import Fault, Plant
 
 FOUR: Plant = ("nvml", {})
 NONE: Plant = ("nvml", {"gpus": 0})

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import fault_files as files
+from benchmarks.fault import Fault, Plant
 from benchmarks.fault_selections import SELECTIONS
-from benchmarks.faults import Fault, Plant
 
 GIB = 1 << 30
 H100 = 85_520_809_984

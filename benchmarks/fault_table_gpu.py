@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fault_files as files
-from benchmarks.faults import Fault, NotHereError, Plant
+from benchmarks.fault import Fault, NotHereError, Plant
 from pytest_multigpu.machine.nvml import read_machine
 
 MACHINE = read_machine({})

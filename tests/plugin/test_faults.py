@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fault import Fault
 from benchmarks.fault_table import FAULTS, HEALTHY
-from benchmarks.faults import Fault, Result, judge, run_all, summary, table
+from benchmarks.faults import Result, judge, run_all, summary, table
 
 FAST = {fault.name: fault for fault in [*FAULTS, *HEALTHY] if fault.fast}
 
