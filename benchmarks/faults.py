@@ -25,9 +25,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault import Fault, NotHereError
-
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.fault import Fault, NotHereError  # noqa: E402  (as a file it finds them now)
+
 SUPPORT = ROOT / "tests" / "support"
 CLEARED = (
     "CUDA_VISIBLE_DEVICES",
@@ -241,7 +244,6 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="the table")
     parser.add_argument("--keep", type=Path, help="a folder for what every run printed")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if options.gpu:
         from benchmarks.fault_table_gpu import FAULTS, HEALTHY
     else:
@@ -310,8 +312,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    # The tables import this file by its name in the package, as one module.
-    sys.path.insert(0, str(ROOT))
-    from benchmarks import faults
-
-    sys.exit(faults.main())
+    sys.exit(main())
