@@ -35,14 +35,19 @@ def device_label(device: str) -> str:
 
 
 def _device(device: DevicePlacement) -> Record:
-    billions = f"{device.parameters / 1e9:.2f} B parameters"
+    count = _parameters(device.parameters)
     return Record(
         name="parameters and layers",
         outcome="passed",
         expected="counted",
-        measured=f"{billions}, {_layers(device.layers)}, {human_size(device.weights_bytes)}",
+        measured=f"{count}, {_layers(device.layers)}, {human_size(device.weights_bytes)}",
         device=device_label(device.device),
     )
+
+
+def _parameters(count: int) -> str:
+    """``70.55 B parameters``; small models in full."""
+    return f"{count / 1e9:.2f} B parameters" if count >= 10**8 else f"{count:,} parameters"
 
 
 def _layers(layers: tuple[int, ...]) -> str:
@@ -76,13 +81,13 @@ def _offloaded(placement: Placement, *, on_host: bool) -> Record:
         return Record(
             name="nothing offloaded", outcome="passed", expected=f"all on {where}", measured="all"
         )
-    billions = sum(device.parameters for device in held) / 1e9
+    elsewhere = sum(device.parameters for device in held)
     names = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
     return Record(
         name="nothing offloaded",
         outcome="failed",
         expected=f"all on {where}",
-        measured=f"{billions:.2f} B parameters elsewhere",
+        measured=f"{_parameters(elsewhere)} elsewhere",
         reason=f"not on {where}: {names or ', '.join(device.device for device in held)}",
         remedy="free VRAM, take a lower --gpu-tier, or see pytest --gpu-plan for what fits",
         # A spill that the map asked for is no lack of the machine's.

@@ -153,7 +153,7 @@ def _host(phase: str, device: DevicePlan, used: int | None) -> Record:
     return Record(
         name=name,
         outcome="passed" if good else "failed",
-        expected=device.weights_bytes,
+        expected=f"at least the weights, {human_size(device.weights_bytes)}",
         measured=used,
         unit="bytes",
         device="cpu",

@@ -68,7 +68,7 @@ def by_name(records: list[Record]) -> dict[str, Record]:
 def test_a_model_as_planned_passes() -> None:
     records = judge_distribution(placement(0, 0, 1, 1), architecture(), plan(0, 0, 1, 1), visible=2)
     assert {record.outcome for record in records} == {"passed"}
-    assert records[0].measured == "0.00 B parameters, layers 0-1, 400 B"
+    assert records[0].measured == "200 parameters, layers 0-1, 400 B"
 
 
 def test_offloaded_layers_are_named() -> None:
