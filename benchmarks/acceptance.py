@@ -5,7 +5,8 @@
 Runs the shipped checks with the synthetic 70B in each tier that fits, the quick checks, a small
 checkpoint written to disk, and what must be NOT READY: a named tier on one GPU that is too small
 for it, a device map that puts layers on the CPU, another process holding most of a GPU, a
-truncated shard. Keeps each run's report as ``<out>/<hardware>-<name>.json`` and prints a table.
+truncated shard. Keeps each run's report as ``<out>/<hardware>-<name>.json``, the scores of all tiers
+as ``<out>/<hardware>-drift.json``, and prints a table.
 """
 
 from __future__ import annotations
@@ -205,6 +206,10 @@ def run(scenario: Scenario, label: str, out: Path) -> bool:
             scenario.before()
         if scenario.during is not None:
             stack.enter_context(scenario.during())  # type: ignore[arg-type]
+        # One text set in every tier: each compares with those before it.
+        drift, its = out / f"{label}-drift.json", Path(report, "drift.json")
+        if scenario.name in AUTO_SHARE and drift.is_file():
+            shutil.copy(drift, its)
         began = time.monotonic()
         done = subprocess.run(
             [*CHECKS, *scenario.args, f"--gpu-report={report}"],
@@ -218,6 +223,8 @@ def run(scenario: Scenario, label: str, out: Path) -> bool:
         kept = out / f"{label}-{scenario.name}.json"
         if Path(report, "report.json").is_file():
             shutil.copy(Path(report, "report.json"), kept)
+        if scenario.name in AUTO_SHARE and its.is_file():
+            shutil.copy(its, drift)
         good = done.returncode == scenario.exit_code and re.search(scenario.line, last) is not None
         print(
             f"{'ok    ' if good else 'NOT OK'} {scenario.name}: exit {done.returncode} "
