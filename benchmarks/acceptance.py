@@ -5,8 +5,8 @@
 Runs the shipped checks with the synthetic 70B in each tier that fits, the quick checks, a small
 checkpoint written to disk, and what must be NOT READY: a named tier on one GPU that is too small
 for it, a device map that puts layers on the CPU, another process holding most of a GPU, a
-truncated shard. Keeps each run's report as ``<out>/<hardware>-<name>.json``, the scores of all tiers
-as ``<out>/<hardware>-drift.json``, and prints a table.
+truncated shard. Keeps each run's report as ``<out>/<hardware>-<name>.json``, the scores of all
+tiers as ``<out>/<hardware>-drift.json``, and prints a table.
 """
 
 from __future__ import annotations
