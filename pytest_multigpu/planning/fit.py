@@ -14,7 +14,7 @@ from ..records.tiers import GPU_TIERS
 from ..units import gib
 from .partition import balanced
 from .peaks import Predictor, predict
-from .search import Fit, last_that_fits
+from .search import Fit, climbed, last_that_fits
 
 LONGEST = 1 << 20
 """Tokens; where the model states no ``max_position_embeddings``."""
@@ -28,16 +28,19 @@ def largest_context(
     machine: Machine,
     *,
     batch: int = 1,
+    known: int = 0,
 ) -> int:
-    """Tokens per sequence of the longest context whose plan fits; 0 if not even one does.
+    """Tokens per sequence of the longest context found whose plan fits; 0 if not even one does.
 
     At most the model's own ``max_position_embeddings``. Found to 1 part in ``PRECISION`` (and to
-    16 tokens), never above the true value.
+    16 tokens), never above the true value. Now and then a longer one fits all the same, and a
+    shorter one does not: see :func:`.search.climbed`.
 
     :param device_map: a map, or what makes one for a context (``balanced`` moves layers when the
         cache grows).
+    :param known: a context whose plan fits; the answer is no shorter.
     """
-    longest = architecture.max_context or LONGEST
+    longest = max(known, architecture.max_context or LONGEST)
     if architecture.tier != "cpu" and architecture.weights_bytes > _free_bytes(machine):
         return 0
     if callable(device_map):
@@ -55,12 +58,14 @@ def largest_context(
     most = fit(longest)
     if most.fits:
         return longest
-    least = fit(1)
+    shortest = known or 1
+    least = fit(shortest)
     if not least.fits:
-        return 0
-    return last_that_fits(
-        fit, (1, least.spare_bytes), (longest, most.spare_bytes), precision=PRECISION
+        return known
+    answer = last_that_fits(
+        fit, (shortest, least.spare_bytes), (longest, most.spare_bytes), precision=PRECISION
     )
+    return climbed(fit, answer, below=longest, precision=PRECISION)
 
 
 def _free_bytes(machine: Machine) -> int:

@@ -11,7 +11,7 @@ import pytest
 from pytest_multigpu.errors import UsageError
 from pytest_multigpu.planning.fit import choose_tier, largest_context, remedies
 from pytest_multigpu.planning.partition import balanced
-from pytest_multigpu.planning.peaks import predict
+from pytest_multigpu.planning.peaks import Predictor, predict
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
 from pytest_multigpu.units import GIB, MIB, gib
@@ -89,6 +89,24 @@ def test_no_context_is_longer_than_the_models(make_llama: Make) -> None:
     assert largest_context(short, {"": 0}, machine(4000)) == 300
     tiny = replace(make_llama("cpu", **SHAPE), max_context=None)
     assert largest_context(tiny, {"": "cpu"}, Machine()) == 1_048_576
+
+
+def test_what_is_known_to_fit_is_the_least_answer(make_llama: Make) -> None:
+    """A longer context may fit where a shorter does not: segments of the allocator just do."""
+    model = make_llama("4bit", **SHAPE)
+    fits = {}
+    for free in range(1200, 1600, 80):
+        on = machine(free)
+        plans = Predictor(model, {"": 0}, on)
+        found = largest_context(model, {"": 0}, on)
+        above = range(found + 1, found + found // 16 + 64, 3)
+        islands = [n for n in above if plans.fit(context_tokens=n, batch=1).fits]
+        for known in islands[-1:]:
+            fits[known] = largest_context(model, {"": 0}, on, known=known)
+            assert plans.fit(context_tokens=fits[known], batch=1).fits
+    assert fits  # else this shows nothing
+    assert all(found >= known for known, found in fits.items())
+    assert largest_context(replace(model, max_context=50), {"": 0}, on, known=60) == 60
 
 
 def test_one_token_that_just_fits(make_llama: Make) -> None:
