@@ -37,6 +37,9 @@ def judge_plan(plan: Plan) -> list[Record]:
         Record(name="unlike Llama", outcome="warned", reason=sentence)
         for sentence in plan.architecture.unknown
     ]
+    records += [
+        Record(name="better tier", outcome="warned", reason=sentence) for sentence in plan.warnings
+    ]
     return records
 
 

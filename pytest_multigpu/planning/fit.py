@@ -1,19 +1,13 @@
-"""The largest context that fits, the best tier that fits, and what would make a plan fit.
-
-Imports units, records and its own part.
-"""
+"""The largest context that fits, and the best tier that fits. Imports records and its own part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, Plan, Tier
 from ..records.tiers import GPU_TIERS
-from ..units import gib
-from .partition import balanced
-from .peaks import Predictor, predict
+from .peaks import Predictor
 from .search import Fit, climbed, last_that_fits
 
 LONGEST = 1 << 20
@@ -86,85 +80,3 @@ def choose_tier(
             return plan, tuple(refused)
         refused.append(plan)
     return None, tuple(refused)
-
-
-def remedies(
-    plan: Plan,
-    machine: Machine,
-    *,
-    architectures: Mapping[Tier, Architecture] | None = None,
-    most_gpus: int = 16,
-) -> tuple[str, ...]:
-    """What would make a plan that does not fit fit, the least change first; () if it fits.
-
-    :param architectures: the same model in the other tiers, to look for one that fits.
-    """
-    if plan.fits:
-        return ()
-    found: list[str] = []
-    tokens, batch = plan.context_tokens, plan.batch
-    mendable = False
-    if plan.placement != "balanced" and machine.visible:
-        spread = _balanced_plan(plan.architecture, machine, tokens, batch)
-        if spread is not None and spread.fits:
-            mendable = True
-            found.append(f"--gpu-placement=balanced fits: {_fullest(spread)}")
-    if not plan.offloaded:
-        context = largest_context(plan.architecture, plan.device_map, machine, batch=batch)
-        if 0 < context < tokens:
-            found.append(f"--gpu-context={context} is the longest that fits as placed")
-    for tier in GPU_TIERS[GPU_TIERS.index(plan.architecture.tier) + 1 :] if machine.visible else ():
-        lower = (architectures or {}).get(tier)
-        other = _balanced_plan(lower, machine, tokens, batch) if lower is not None else None
-        if other is not None and other.fits:
-            found.append(f"--gpu-tier={tier} --gpu-placement=balanced fits: {_fullest(other)}")
-            break
-    # Nothing needs to be rented or freed where another placement does.
-    more = "" if mendable else _more_gpus(plan, machine, most_gpus)
-    if more:
-        found.append(more)
-    return tuple(found)
-
-
-def _balanced_plan(
-    architecture: Architecture, machine: Machine, tokens: int, batch: int
-) -> Plan | None:
-    if not any(gpu.free_bytes > 0 for gpu in machine.visible_gpus):
-        return None
-    placed = balanced(architecture, machine, context_tokens=tokens, batch=batch)
-    return predict(
-        architecture,
-        placed,
-        machine,
-        context_tokens=tokens,
-        batch=batch,
-        weights="synthetic",
-        placement="balanced",
-    )
-
-
-def _fullest(plan: Plan) -> str:
-    device = max(plan.devices, key=lambda d: d.peak_bytes / d.limit_bytes)
-    return (
-        f"GPU {device.device.removeprefix('cuda:')} would peak at {gib(device.peak_bytes)} of "
-        f"{gib(device.limit_bytes)}"
-    )
-
-
-def _more_gpus(plan: Plan, machine: Machine, most: int) -> str:
-    """How many GPUs like the machine's largest the model needs."""
-    largest = max(machine.visible_gpus, key=lambda gpu: gpu.total_bytes, default=None)
-    if largest is None or not largest.total_bytes:
-        return ""
-    free = largest.total_bytes - largest.reserved_bytes
-    # The weights must be somewhere; beyond that every count is tried.
-    for count in range(plan.weights_bytes // free + 1, most + 1):
-        gpus = tuple(replace(largest, index=i, free_bytes=free) for i in range(count))
-        idle = Machine(gpus=gpus, visible=tuple(range(count)))
-        other = _balanced_plan(plan.architecture, idle, plan.context_tokens, plan.batch)
-        if other is not None and other.fits:
-            what = f"{count} x {largest.name}"
-            if count <= len(machine.visible):
-                return f"{what} with nothing else on them would do: free their memory"
-            return f"rent {what}: with --gpu-placement=balanced {_fullest(other)}"
-    return ""

@@ -170,6 +170,8 @@ class Plan:
     """It does not fit, but another placement does: nothing needs to be rented."""
     remedies: tuple[str, ...] = ()
     """What to rent or change so that it fits."""
+    warnings: tuple[str, ...] = ()
+    """It fits, and yet something should be known: that a better tier would fit as well."""
     devices: tuple[DevicePlan, ...] = ()
     device_map: DeviceMap = field(default_factory=dict)
     offloaded: tuple[str, ...] = ()

@@ -107,6 +107,13 @@ def test_what_the_plan_does_not_know_is_a_warning() -> None:
     assert (record.outcome, record.reason) == ("warned", "router buffers are not counted")
 
 
+def test_a_better_tier_is_a_warning() -> None:
+    text = "16bit does not fit with auto placement; --gpu-tier=16bit --gpu-placement=balanced fits"
+    record = judge_plan(replace(PLAN, warnings=(text,)))[-1]
+    assert (record.name, record.outcome, record.reason) == ("better tier", "warned", text)
+    assert len(judge_plan(PLAN)) == 3
+
+
 @pytest.mark.parametrize(("largest", "measured"), [(101, 101), (100, 100), (99, 100), (0, 100)])
 def test_a_plan_that_fits_has_room_whatever_the_search_found(largest: int, measured: int) -> None:
     record = judge_context(PLAN, largest)
