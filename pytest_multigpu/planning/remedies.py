@@ -19,7 +19,7 @@ from .fit import largest_context
 from .partition import balanced
 from .peaks import Predictor, predict, room
 from .reasons import NOTABLE
-from .rent import fewest, rent_table
+from .rent import fewest, least_own, rent_table
 from .replay import kv_bytes
 from .simulate import simulate
 
@@ -235,7 +235,7 @@ class _Search:
             if other.fits:
                 yield count, other
             shared = sum(device.weights_bytes + device.kv_bytes for device in other.devices)
-            own = min(d.peak_bytes - d.weights_bytes - d.kv_bytes for d in other.devices)
+            own = min(least_own(device.parts) for device in other.devices)
             count = max(count + 1, fewest(shared, own, free))
 
     def _to_rent(self) -> str:

@@ -7,10 +7,9 @@ so more GPUs do not make one sequence faster. Imports records and its own part.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import NamedTuple
 
-from ..records.plan import Architecture, Tier
+from ..records.plan import Architecture, Parts, Tier
 from ..records.rent import RentRow
 from .barred import runs_on
 from .catalogue import CATALOGUE, GpuType
@@ -88,11 +87,15 @@ def fewest(shared_bytes: int, own_bytes: int, free_bytes: int) -> int:
     """Fewer cards than that cannot do.
 
     :param shared_bytes: of weights and KV cache, which the cards share.
-    :param own_bytes: what each needs beside them, on another number of cards; a tenth less is
-        granted, for segments of the allocator that fall otherwise.
+    :param own_bytes: what each needs beside them: see :func:`least_own`. A tenth less is granted.
     """
     left = room(free_bytes) - own_bytes * 9 // 10
     return shared_bytes // left + 1 if left > 0 else NEVER
+
+
+def least_own(parts: Mapping[str, Parts]) -> int:
+    """What one GPU needs beside weights, cache and slack, however few layers it has."""
+    return max(part.own_bytes for part in parts.values())
 
 
 def _fewest(
@@ -144,7 +147,5 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
         context_tokens=context,
         batch=batch,
     )
-    ends = [0, *accumulate(counts)]
-    peaks = [used[i].peaks.worst_bytes for i in range(count)]
-    own = [peaks[i] - sum(sizes[ends[i] : ends[i + 1]]) for i in range(count)]
-    return _Need(max(peaks), sum(sizes), min(own))
+    peaks = [use.peaks.worst_bytes for use in used.values()]
+    return _Need(max(peaks), sum(sizes), min(least_own(use.parts) for use in used.values()))

@@ -129,6 +129,11 @@ class Parts:
     def total_bytes(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
 
+    @property
+    def own_bytes(self) -> int:
+        """What does not get less where more GPUs share the layers. Slack does."""
+        return self.total_bytes - self.weights_bytes - self.kv_bytes - self.slack_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlan:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_multigpu.planning import peaks
+from pytest_multigpu.planning import peaks, rent
 from pytest_multigpu.planning.barred import runs_on
 from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import SPARE_SHARE, costs_for
@@ -337,3 +337,28 @@ def test_something_is_kept_spare_as_in_a_plan(
     monkeypatch.setattr(peaks, "SPARE_SHARE", SPARE_SHARE)
     assert cards(make_llama, free=one.peak_bytes)[0].count == 2
     assert cards(make_llama, free=one.peak_bytes * 256 // 255 + 1)[0].count == 1
+
+
+@pytest.mark.parametrize(("context", "batch"), [(512, 1), (4096, 8), (60_000, 1)])
+def test_passing_counts_over_finds_what_trying_all_finds(
+    context: int, batch: int, make_llama: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers: dict[Tier, Architecture] = {
+        tier: small(make_llama, tier, layers=24, kv_heads=16) for tier in ("16bit", "4bit")
+    }
+    sizes = [
+        GpuType(
+            key=f"{size}", name="C", total_bytes=size * GIB // 4, reserved_bytes=0,
+            bandwidth_gb_s=100, price_usd_hour=1.0,
+        )
+        for size in (5, 6, 7, 8, 10, 12, 16, 20, 28)
+    ]  # fmt: skip
+
+    def rows() -> list[tuple[str, str]]:
+        table = rent_table(tiers, context_tokens=context, batch=batch, catalogue=tuple(sizes))
+        return [(row.spec, row.tier) for row in table]
+
+    found = rows()
+    monkeypatch.setattr(rent, "fewest", lambda *_: 0)
+    assert found == rows()
+    assert any(not row.startswith("1x") for row, _ in found)
