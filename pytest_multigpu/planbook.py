@@ -7,14 +7,13 @@ planning. Knows no pytest.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UsageError
-from .files import read_text, why_unread
+from .given_files import read_catalogue, read_json
 from .options import Settings
 from .records.machine import Machine
 from .records.plan import TIERS, Architecture, DeviceMap, MaxMemory, Plan, Tier, auto_call
@@ -24,7 +23,6 @@ from .units import gib
 
 if TYPE_CHECKING:
     from .model.config import ResolvedModel
-    from .planning.catalogue import GpuType
     from .records.rent import RentRow
 
 
@@ -38,6 +36,7 @@ class PlanBook:
         self.made: Plan | None = None
         """The chosen plan once it was asked for."""
         self._plans: dict[Tier, Plan] = {}
+        self._spreads: dict[tuple[Architecture, Machine, int, int], Plan | None] = {}
 
     @cached_property
     def resolved(self) -> ResolvedModel:
@@ -101,7 +100,9 @@ class PlanBook:
 
             fitting, refused = choose_tier(self.plan, self._tiers)
             self.made = (
-                self._with_max_memory(fitting) if fitting else self._with_remedies(refused[-1])
+                self._with_max_memory(self._with_better_tier(fitting, refused))
+                if fitting
+                else self._with_remedies(refused[-1])
             )
         return self.made
 
@@ -169,14 +170,24 @@ class PlanBook:
 
     def _with_remedies(self, plan: Plan) -> Plan:
         """What would make a plan fit; looked for once, since it takes many plans."""
-        from .planning.fit import remedies
+        from .planning.barred import runs_on
+        from .planning.remedies import remedies
 
+        architecture, tier = plan.architecture, plan.architecture.tier
+        if tier == "cpu":
+            return dataclasses.replace(plan, remedies=remedies(plan, self.machine))
         if not self.machine.visible:
             return plan
-        architecture, tier = plan.architecture, plan.architecture.tier
-        smaller = GPU_TIERS[GPU_TIERS.index(tier) + 1 :] if tier in GPU_TIERS else ()
-        architectures = {name: self.architecture(name) for name in (tier, *smaller)}
-        found = remedies(plan, self.machine, architectures=architectures)
+        # float16 instead of bfloat16 is 16 bit, whatever was asked for.
+        able = all(runs_on(gpu.capability, architecture) for gpu in self.machine.visible_gpus)
+        tiers = GPU_TIERS[GPU_TIERS.index(tier) :] if able else GPU_TIERS
+        found = remedies(
+            plan,
+            self.machine,
+            architectures={name: self.architecture(name) for name in tiers},
+            catalogue=read_catalogue(self.settings.catalogue),
+            spread=self._spread,
+        )
         spread = None if plan.placement == "balanced" else self._balanced(architecture)
         if spread is None or not spread.fits:
             return dataclasses.replace(plan, remedies=found or plan.remedies)
@@ -186,6 +197,22 @@ class PlanBook:
             same = f"{auto_call(max_memory)} places it as balanced does"
             found = (*found[:1], same, *found[1:])
         return dataclasses.replace(plan, remedies=found, mendable=True, max_memory=max_memory)
+
+    def _with_better_tier(self, plan: Plan, refused: tuple[Plan, ...]) -> Plan:
+        """Says which better tier fits as well, with the balanced placement."""
+        from .planning.remedies import fullest
+
+        for better in refused if plan.placement != "balanced" else ():
+            spread = self._balanced(better.architecture)
+            if spread is not None and spread.fits:
+                tier = better.architecture.tier
+                what = "auto" if plan.placement == "auto" else "the given"
+                text = (
+                    f"{tier} does not fit with {what} placement; "
+                    f"--gpu-tier={tier} --gpu-placement=balanced fits: {fullest(spread)}"
+                )
+                return dataclasses.replace(plan, warnings=(*plan.warnings, text))
+        return plan
 
     def _with_max_memory(self, plan: Plan) -> Plan:
         """How plain auto comes out the same, for a plan that the project's planner placed."""
@@ -199,22 +226,18 @@ class PlanBook:
         return max_memory(self.resolved, plan.architecture, plan.device_map)
 
     def _balanced(self, architecture: Architecture) -> Plan | None:
-        from .planning.partition import balanced
-        from .planning.peaks import predict
+        return self._spread(architecture, self.machine, self.settings.context, self.settings.batch)
 
-        if not any(gpu.free_bytes > 0 for gpu in self.machine.visible_gpus):
-            return None
-        tokens, batch = self.settings.context, self.settings.batch
-        placed = balanced(architecture, self.machine, context_tokens=tokens, batch=batch)
-        return predict(
-            architecture,
-            placed,
-            self.machine,
-            context_tokens=tokens,
-            batch=batch,
-            weights=self.weights,
-            placement="balanced",
-        )
+    def _spread(
+        self, architecture: Architecture, machine: Machine, tokens: int, batch: int
+    ) -> Plan | None:
+        """The balanced plan, made once: several questions lead to the same one."""
+        from .planning.remedies import balanced_plan
+
+        key = (architecture, machine, tokens, batch)
+        if key not in self._spreads:
+            self._spreads[key] = balanced_plan(*key, weights=self.weights)
+        return self._spreads[key]
 
     def _place(self, architecture: Architecture) -> tuple[DeviceMap, str | None]:
         """The device map of this tier, and why auto would refuse it."""
@@ -264,25 +287,3 @@ class PlanBook:
             ),
             remedies=("run `pytest --gpu-plan --gpu-simulate=4xA6000` to see what would fit",),
         )
-
-
-def read_json(path: Path, option: str) -> Any:
-    """The contents of a JSON file that an option names.
-
-    :raises UsageError: unreadable or malformed; names the option and the file.
-    """
-    try:
-        return json.loads(read_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option}: {path}: cannot be read: {why_unread(error)}") from None
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
-        raise UsageError(f"{option}: {path}: malformed JSON: {error}") from None
-
-
-def read_catalogue(path: Path | None) -> tuple[GpuType, ...]:
-    """The built-in GPU types, with the rows of ``--gpu-catalogue`` changed or added."""
-    from .planning.catalogue import CATALOGUE, merge_catalogue
-
-    if path is None:
-        return CATALOGUE
-    return merge_catalogue(read_json(path, "--gpu-catalogue"), source=str(path))

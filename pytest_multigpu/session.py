@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from .closing import read_expected_skips
 from .errors import MultiGpuError
+from .given_files import read_catalogue
 from .installed import installed_versions
 from .options import Settings
-from .planbook import PlanBook, read_catalogue
+from .planbook import PlanBook
 from .records.machine import Machine
 from .records.model import PhasePeaks
 from .records.plan import Plan

@@ -15,11 +15,11 @@ from pytest_multigpu.closing import read_expected_skips
 from pytest_multigpu.errors import MultiGpuError
 from pytest_multigpu.files import check_regular, read_bytes, read_text
 from pytest_multigpu.game_config import read_game_config
+from pytest_multigpu.given_files import read_catalogue, read_json
 from pytest_multigpu.machine.checkpoint import check_checkpoint
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.model.fingerprint import fingerprint
 from pytest_multigpu.model.safetensors_index import checkpoint_files, read_headers
-from pytest_multigpu.planbook import read_catalogue, read_json
 from pytest_multigpu.probes.formats import load_probe
 from pytest_multigpu.report.baseline import read_baselines
 from pytest_multigpu.report.drift import read_drift

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,40 @@ def test_where_auto_fails_and_a_max_memory_mends_it(spec: str, tier: Tier, call:
     assert spread.fits
     assert spread.remedies == ()
     assert spread.max_memory == plan.max_memory is not None
+
+
+@pytest.mark.parametrize(
+    ("spec", "found", "better", "peak"),
+    [
+        ("1xH200", "8bit", "16bit", r"GPU 0 would peak at 133\.\d GiB of 139\.8 GiB"),
+        ("1xH100", "4bit", "8bit", r"GPU 0 would peak at 70\.\d GiB of 79\.2 GiB"),
+    ],
+)
+def test_auto_tier_says_which_better_one_balanced_would_fit(
+    spec: str, found: Tier, better: Tier, peak: str
+) -> None:
+    plan = chosen(spec, "auto")
+    assert plan.fits
+    assert plan.architecture.tier == found
+    (warning,) = plan.warnings
+    text = f"{better} does not fit with auto placement; --gpu-tier={better} "
+    assert re.fullmatch(rf"{text}--gpu-placement=balanced fits: {peak}", warning)
+    spread = chosen(spec, "auto", "balanced")
+    assert (spread.architecture.tier, spread.warnings) == (better, ())
+    # Asked for by name, it is what is wanted.
+    assert chosen(spec, found).warnings == ()
+
+
+def test_a_better_tier_that_fits_nowhere_is_no_warning(tmp_path: Path) -> None:
+    assert chosen("2xA6000", "auto").architecture.tier == "8bit"
+    assert chosen("2xA6000", "auto").warnings == ()
+    given = tmp_path / "map.json"
+    given.write_text('{"": 0}')
+    plan = chosen("2xH100", "auto", str(given))
+    assert plan.architecture.tier == "8bit"
+    assert plan.warnings[0].startswith(
+        "16bit does not fit with the given placement; --gpu-tier=16bit --gpu-placement=balanced"
+    )
 
 
 def test_where_balanced_has_no_max_memory() -> None:

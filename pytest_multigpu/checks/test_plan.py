@@ -25,6 +25,10 @@ def test_room_for_the_context(gpu_plan: Plan, gpu_inventory: Machine) -> Record:
     largest = 0  # where nothing is placed, for want of a GPU
     if gpu_plan.device_map:
         largest = largest_context(
-            gpu_plan.architecture, gpu_plan.device_map, gpu_inventory, batch=gpu_plan.batch
+            gpu_plan.architecture,
+            gpu_plan.device_map,
+            gpu_inventory,
+            batch=gpu_plan.batch,
+            known=gpu_plan.context_tokens if gpu_plan.fits else 0,
         )
     return judge_context(gpu_plan, largest)

@@ -37,31 +37,40 @@ def judge_plan(plan: Plan) -> list[Record]:
         Record(name="unlike Llama", outcome="warned", reason=sentence)
         for sentence in plan.architecture.unknown
     ]
+    records += [
+        Record(name="better tier", outcome="warned", reason=sentence) for sentence in plan.warnings
+    ]
     return records
 
 
 def judge_context(plan: Plan, largest: int) -> Record:
-    """Room for the context asked for.
+    """Room for the context asked for: as the plan says, which knows that very context.
 
-    :param largest: the longest context, in tokens per sequence, that fits as placed.
+    What fits is not one stretch: a context may fit, or not, whatever ``largest`` is.
+
+    :param largest: the longest context found, in tokens per sequence, that fits as placed.
     """
-    enough = largest >= plan.context_tokens
+    asked = f"{plan.context_tokens} tokens x {plan.batch}"
+    if plan.fits:
+        largest, reason = max(largest, plan.context_tokens), ""
+    elif largest < plan.context_tokens:
+        reason = f"{asked} were asked for and {largest} fit"
+    else:
+        reason = f"{asked} do not fit: {_first(plan.reasons, 'the plan does not say why')}"
     return Record(
         name="largest context",
-        outcome="passed" if enough else "failed",
+        outcome="passed" if plan.fits else "failed",
         expected=plan.context_tokens,
         measured=largest,
         unit="tokens",
-        reason=""
-        if enough
-        else f"{plan.context_tokens} tokens x {plan.batch} were asked for and {largest} fit",
-        remedy="" if enough else _shorter(largest, plan),
-        shortfall=not enough and not plan.mendable,
+        reason=reason,
+        remedy="" if plan.fits else _shorter(largest, plan),
+        shortfall=not plan.fits and not plan.mendable,
     )
 
 
 def _shorter(largest: int, plan: Plan) -> str:
-    if largest > 0:
+    if 0 < largest < plan.context_tokens:
         return f"--gpu-context={largest}"
     return plan.remedies[0] if plan.remedies else DEFAULT_REMEDY
 

@@ -107,7 +107,7 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         kv_heads=kv.heads or int(getattr(text, "num_key_value_heads", None) or heads),
         head_dim=_head_dim(text, hidden, heads),
         vocab_size=int(text.vocab_size),
-        max_context=context,
+        max_context=_max_context(text, context),
         attention=attention if kv.heads else "none",
         repeats_kv_to_decode=repeats_kv_to_decode(),
         passes=passes,
@@ -125,6 +125,18 @@ def _head_dim(text: Any, hidden: int, heads: int) -> int:
 
 def _optional_int(value: Any) -> int | None:
     return int(value) if isinstance(value, int) else None
+
+
+def _max_context(text: Any, positions: int | None) -> int | None:
+    """``max_position_embeddings``, or what YaRN makes of it: a model that is switched to that
+    keeps its old ``max_position_embeddings``."""
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
+    if positions is None or not isinstance(rope, dict):
+        return positions
+    factor, before = rope.get("factor"), rope.get("original_max_position_embeddings")
+    if rope.get("rope_type", rope.get("type")) != "yarn" or not isinstance(factor, (int, float)):
+        return positions
+    return max(positions, int((_optional_int(before) or positions) * factor))
 
 
 def _intermediate_size(text: Any, hidden: int) -> int:

@@ -152,9 +152,15 @@ def balanced(
         for i, gpu in enumerate(visible)
     ]
     best: tuple[float, dict[str, int | str]] = (math.inf, {})
+    seen: list[list[int]] = []
     for _ in range(ROUNDS):
         counts = contiguous(sizes, cards)
+        if counts in seen:
+            break  # what each GPU holds beside follows from the counts
+        seen.append(counts)
         placed = place_groups(architecture, groups, counts)
+        if sum(card.free_bytes > 0 for card in cards) == 1:
+            return placed
         used = replay(
             architecture,
             placed,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan
+from .barred import why_barred
 from .costs import CPU, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
 from .reasons import reasons
@@ -71,6 +72,7 @@ class Predictor:
         :param context_tokens: tokens in the cache at the end, prompt and generated, per sequence.
         """
         free, used, short = self._used(context_tokens, batch, new_tokens)
+        barred = why_barred(self.architecture, self.cards, context_tokens)
         devices = [
             _device_plan(
                 self.architecture,
@@ -90,15 +92,18 @@ class Predictor:
             placement=placement,
             context_tokens=context_tokens,
             batch=batch,
-            fits=not short and not self.offloaded,
-            reasons=reasons(
-                devices,
-                short,
-                self.offloaded,
-                self.placed,
-                self.cards,
-                context=context_tokens,
-                batch=batch,
+            fits=not short and not self.offloaded and not barred,
+            reasons=(
+                *barred,
+                *reasons(
+                    devices,
+                    short,
+                    self.offloaded,
+                    self.placed,
+                    self.cards,
+                    context=context_tokens,
+                    batch=batch,
+                ),
             ),
             devices=tuple(devices),
             device_map=self.placed,
@@ -115,8 +120,9 @@ class Predictor:
             # While loading, the plan counts less outside the allocator than this limit does.
             if 0 < use.missing_at_load_bytes <= self._loaded.costs[index].module_bytes:
                 short = bool(self._used(context_tokens, batch, NEW_TOKENS)[2])
+        barred = why_barred(self.architecture, self.cards, context_tokens)
         return Fit(
-            fits=not short and not self.offloaded,
+            fits=not short and not self.offloaded and not barred,
             spare_bytes=min(
                 (self.rooms[index] - use.least_bytes for index, use in used.items()), default=0
             ),

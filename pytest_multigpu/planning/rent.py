@@ -7,9 +7,11 @@ so more GPUs do not make one sequence faster. Imports records and its own part.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from ..records.plan import Architecture, Tier
+from ..records.plan import Architecture, Parts, Tier
 from ..records.rent import RentRow
+from .barred import runs_on
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
@@ -18,6 +20,8 @@ from .replay import kv_bytes, replay
 from .speed import step_seconds
 
 MAX_COUNT = 16
+NEVER = 1 << 30
+"""More cards than anybody has."""
 
 
 def rent_table(
@@ -32,18 +36,20 @@ def rent_table(
     :param architectures: the same model in each tier to consider.
     """
     rows = []
-    needs: dict[tuple[Tier, int, Costs], int] = {}
+    needs: dict[tuple[Tier, int, Costs], _Need] = {}
     for row in catalogue:
         if row.price_usd_hour is None:
             continue
         for tier, architecture in architectures.items():
-            if not runs_on(row, architecture):
+            if not runs_on(row.capability, architecture):
                 continue
             found = _fewest(row, architecture, context_tokens, batch, needs)
             if found is None:
                 continue
             count, peak = found
-            speed = tokens_per_second(architecture, row, count) * batch
+            speed = tokens_per_second(
+                architecture, row, count, context_tokens=context_tokens, batch=batch
+            )
             price = row.price_usd_hour * count
             rows.append(
                 RentRow(
@@ -60,22 +66,36 @@ def rent_table(
     return tuple(sorted(rows, key=lambda r: (r.price_usd_hour, r.gpu, r.tier)))
 
 
-def runs_on(row: GpuType, architecture: Architecture) -> bool:
-    """bfloat16 needs compute capability 8.0, LLM.int8 7.5; an unknown one is let through."""
-    if row.capability is None:
-        return True
-    if architecture.dtype == "bfloat16" and row.capability < (8, 0):
-        return False
-    return architecture.tier != "8bit" or row.capability >= (7, 5)
+def tokens_per_second(
+    architecture: Architecture, row: GpuType, count: int, *, context_tokens: int = 0, batch: int = 1
+) -> float:
+    """Estimated decode speed, all sequences of the batch together.
 
-
-def tokens_per_second(architecture: Architecture, row: GpuType, count: int) -> float:
-    """Estimated decode speed of one sequence."""
+    :param context_tokens: in the cache of each sequence: a step reads them all, once.
+    """
     tables = sum(b.weights_bytes for b in architecture.blocks if b.kind == "embedding")
     if any(b.tied_to for b in architecture.blocks):
         tables = 0  # the head reads them
-    read = (architecture.weights_bytes - tables) / (row.bandwidth_gb_s * 1e9)
-    return 1 / step_seconds(read, layers=architecture.layers, tier=architecture.tier, gpus=count)
+    read = architecture.weights_bytes - tables
+    read += sum(kv_bytes(block, context_tokens, batch) for block in architecture.blocks)
+    seconds = read / (row.bandwidth_gb_s * 1e9)
+    step = step_seconds(seconds, layers=architecture.layers, tier=architecture.tier, gpus=count)
+    return batch / step
+
+
+def fewest(shared_bytes: int, own_bytes: int, free_bytes: int) -> int:
+    """Fewer cards than that cannot do.
+
+    :param shared_bytes: of weights and KV cache, which the cards share.
+    :param own_bytes: what each needs beside them: see :func:`least_own`. A tenth less is granted.
+    """
+    left = room(free_bytes) - own_bytes * 9 // 10
+    return shared_bytes // left + 1 if left > 0 else NEVER
+
+
+def least_own(parts: Mapping[str, Parts]) -> int:
+    """What one GPU needs beside weights, cache and slack, however few layers it has."""
+    return max(part.own_bytes for part in parts.values())
 
 
 def _fewest(
@@ -83,22 +103,36 @@ def _fewest(
     architecture: Architecture,
     context: int,
     batch: int,
-    needs: dict[tuple[Tier, int, Costs], int],
+    needs: dict[tuple[Tier, int, Costs], _Need],
 ) -> tuple[int, int] | None:
     """The fewest equal GPUs that fit, and the fullest one's predicted peak."""
     costs = costs_for(row.capability)
-    # The weights must be somewhere; beyond that every count is tried.
-    for count in range(architecture.weights_bytes // row.free_bytes + 1, MAX_COUNT + 1):
+    # The weights must be somewhere; beyond that every count that may do is tried.
+    count = architecture.weights_bytes // row.free_bytes + 1
+    while count <= MAX_COUNT:
         key = (architecture.tier, count, costs)
         if key not in needs:
             needs[key] = _need(architecture, count, costs, context, batch)
-        if needs[key] <= room(row.free_bytes):
-            return count, needs[key]
+        need = needs[key]
+        if need.peak_bytes <= room(row.free_bytes):
+            return count, need.peak_bytes
+        count = max(count + 1, fewest(need.shared_bytes, need.own_bytes, row.free_bytes))
     return None
 
 
-def _need(architecture: Architecture, count: int, costs: Costs, context: int, batch: int) -> int:
-    """The fullest of ``count`` equal GPUs with the layers spread evenly by bytes."""
+class _Need(NamedTuple):
+    """What a number of equal GPUs needs."""
+
+    peak_bytes: int
+    """On the fullest."""
+    shared_bytes: int
+    """Weights and KV cache of all."""
+    own_bytes: int
+    """Beside those, on the GPU with the least of it."""
+
+
+def _need(architecture: Architecture, count: int, costs: Costs, context: int, batch: int) -> _Need:
+    """``count`` equal GPUs with the layers spread evenly by bytes."""
     groups = units(architecture)
     count = min(count, len(groups))
     sizes = [
@@ -112,6 +146,6 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
         dict.fromkeys(range(count), costs),
         context_tokens=context,
         batch=batch,
-        probe=False,
     )
-    return max(use.peaks.worst_bytes for use in used.values())
+    peaks = [use.peaks.worst_bytes for use in used.values()]
+    return _Need(max(peaks), sum(sizes), min(least_own(use.parts) for use in used.values()))

@@ -9,6 +9,10 @@ LINES = 7
 """Tries by interpolation: two do where the line is straight."""
 
 
+LOOKS = 4
+"""Tries above an answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """How a context fits."""
@@ -57,3 +61,24 @@ def last_that_fits(
             left = left // 2 if before is False else left
         before = found.fits
     return short
+
+
+def climbed(
+    fit: Callable[[int], Fit], answer: int, *, below: int, precision: int, step: int = 16
+) -> int:
+    """The answer, or one above it that fits.
+
+    What fits is not one stretch: where a segment just fails to be reused, a context does not fit
+    and a somewhat longer one does. So ``LOOKS`` more are tried above the answer.
+
+    :param below: is not asked about, nor what is above it.
+    """
+    near = max(step, answer // precision)
+    at, missed = answer, 0
+    while missed < LOOKS and at + near < below:
+        at += near
+        if fit(at).fits:
+            answer, missed = at, 0
+        else:
+            missed += 1
+    return answer

@@ -129,6 +129,11 @@ class Parts:
     def total_bytes(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
 
+    @property
+    def own_bytes(self) -> int:
+        """What does not get less where more GPUs share the layers. Slack does."""
+        return self.total_bytes - self.weights_bytes - self.kv_bytes - self.slack_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlan:
@@ -170,6 +175,8 @@ class Plan:
     """It does not fit, but another placement does: nothing needs to be rented."""
     remedies: tuple[str, ...] = ()
     """What to rent or change so that it fits."""
+    warnings: tuple[str, ...] = ()
+    """It fits, and yet something should be known: that a better tier would fit as well."""
     devices: tuple[DevicePlan, ...] = ()
     device_map: DeviceMap = field(default_factory=dict)
     offloaded: tuple[str, ...] = ()

@@ -96,6 +96,7 @@ def _plan(plan: Plan | None) -> dict[str, Any] | None:
         "fits": plan.fits,
         "reasons": list(plan.reasons),
         "remedies": list(plan.remedies),
+        "warnings": list(plan.warnings),
         "unknown": list(plan.architecture.unknown),
         "attention": plan.architecture.attention,
         "context_tokens": plan.context_tokens,

@@ -83,6 +83,7 @@ def plan_lines(plan: Plan, *, verbosity: int = 0) -> list[Line]:
     lines += [Line(f"not accounted for: {text}", ("yellow",)) for text in architecture.unknown]
     lines += [Line(reason, ("red",)) for reason in plan.reasons]
     lines += [Line(f"remedy: {remedy}") for remedy in plan.remedies]
+    lines += [Line(f"warning: {warning}", ("yellow",)) for warning in plan.warnings]
     if plan.fits and plan.max_memory is not None:
         lines.append(Line(f"auto places it like this with {auto_call(plan.max_memory)}"))
     lines.append(_conclusion(plan))

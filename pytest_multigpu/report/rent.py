@@ -30,10 +30,10 @@ def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Li
         (
             row.spec,
             row.tier,
-            f"{row.price_usd_hour:.2f}",
+            _price(row.price_usd_hour),
             f"{row.headroom_bytes / GIB:.1f}",
-            f"{row.tokens_per_second:.0f}",
-            f"{row.usd_per_million_tokens:.0f}",
+            _whole(row.tokens_per_second),
+            _whole(row.usd_per_million_tokens),
         )
         for row in shown
     ]
@@ -46,3 +46,13 @@ def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Li
         ),
         *table_lines(head, cells, right=range(2, 6)),
     ]
+
+
+def _price(usd: float) -> str:
+    """Cents, and below ten of them two digits, however small."""
+    return f"{usd:.2f}" if usd >= 0.1 else f"{usd:.2g}"
+
+
+def _whole(value: float) -> str:
+    """No digit after the point from 10 up; below, two digits: never ``0``."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_multigpu.game_config import GameConfig, read_game_config
+from pytest_multigpu.given_files import read_json
 from pytest_multigpu.judging.drift import judge_drift
-from pytest_multigpu.planbook import read_json
 from pytest_multigpu.planning.catalogue import GpuType, find, merge_catalogue
 from pytest_multigpu.planning.device_maps import parse_device_map
 from pytest_multigpu.planning.rent import rent_table

@@ -107,21 +107,40 @@ def test_what_the_plan_does_not_know_is_a_warning() -> None:
     assert (record.outcome, record.reason) == ("warned", "router buffers are not counted")
 
 
+def test_a_better_tier_is_a_warning() -> None:
+    text = "16bit does not fit with auto placement; --gpu-tier=16bit --gpu-placement=balanced fits"
+    record = judge_plan(replace(PLAN, warnings=(text,)))[-1]
+    assert (record.name, record.outcome, record.reason) == ("better tier", "warned", text)
+    assert len(judge_plan(PLAN)) == 3
+
+
+@pytest.mark.parametrize(("largest", "measured"), [(101, 101), (100, 100), (99, 100), (0, 100)])
+def test_a_plan_that_fits_has_room_whatever_the_search_found(largest: int, measured: int) -> None:
+    record = judge_context(PLAN, largest)
+    assert (record.outcome, record.measured, record.reason) == ("passed", measured, "")
+    assert (record.remedy, record.shortfall) == ("", False)
+
+
 @pytest.mark.parametrize(
-    ("largest", "outcome", "remedy"),
+    ("largest", "reason", "remedy"),
     [
-        (101, "passed", ""),
-        (100, "passed", ""),
-        (99, "failed", "--gpu-context=99"),
-        (0, "failed", "pytest --gpu-plan shows what to rent or change"),
+        (101, "100 tokens x 2 do not fit: GPU 0 lacks 1.0 GiB", "rent 2 x H100"),
+        (100, "100 tokens x 2 do not fit: GPU 0 lacks 1.0 GiB", "rent 2 x H100"),
+        (99, "100 tokens x 2 were asked for and 99 fit", "--gpu-context=99"),
+        (1, "100 tokens x 2 were asked for and 1 fit", "--gpu-context=1"),
+        (0, "100 tokens x 2 were asked for and 0 fit", "rent 2 x H100"),
     ],
 )
-def test_room_for_the_context(largest: int, outcome: str, remedy: str) -> None:
-    record = judge_context(PLAN, largest)
-    assert (record.outcome, record.remedy) == (outcome, remedy)
-    assert record.shortfall is (outcome == "failed")
-    if outcome == "failed":
-        assert record.reason == f"100 tokens x 2 were asked for and {largest} fit"
+def test_a_plan_that_does_not_fit_has_no_room(largest: int, reason: str, remedy: str) -> None:
+    refused = replace(
+        PLAN, fits=False, reasons=("GPU 0 lacks 1.0 GiB",), remedies=("rent 2 x H100",)
+    )
+    record = judge_context(refused, largest)
+    assert (record.outcome, record.measured, record.shortfall) == ("failed", largest, True)
+    assert (record.reason, record.remedy) == (reason, remedy)
+    bare = judge_context(replace(refused, remedies=(), reasons=()), max(largest, 100))
+    assert bare.remedy == "pytest --gpu-plan shows what to rent or change"
+    assert bare.reason == "100 tokens x 2 do not fit: the plan does not say why"
 
 
 def test_units_and_texts_of_a_plan_that_fits() -> None:
@@ -173,6 +192,3 @@ def test_the_context_as_a_record() -> None:
     record = judge_context(PLAN, 100)
     assert (record.name, record.unit) == ("largest context", "tokens")
     assert (record.expected, record.measured, record.reason) == (100, 100, "")
-    refused = replace(PLAN, remedies=("rent 2 x H100",))
-    assert judge_context(refused, 0).remedy == "rent 2 x H100"
-    assert judge_context(refused, 1).remedy == "--gpu-context=1"

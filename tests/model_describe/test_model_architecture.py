@@ -213,3 +213,41 @@ def test_an_unknown_dtype() -> None:
     assert str(caught.value) == (
         "'int8' is not a dtype to load in; known: bfloat16, float16, float32"
     )
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131_072),
+        ({"type": "yarn", "factor": 4.0}, 131_072),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8192}, 32_768),
+        # Llama 3.2 says 32 times 8192 and 131072 positions, and means the latter.
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            32_768,
+        ),
+        (None, 32_768),
+    ],
+)
+def test_positions_with_stretched_rotary_angles(rope: Any, positions: int) -> None:
+    small = {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "rope_scaling": rope,
+    }
+    found = describe(ResolvedModel(name="small", config_dict=small), tier="16bit", use_cache=False)
+    assert found.max_context == positions

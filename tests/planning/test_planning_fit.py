@@ -9,14 +9,16 @@ from fractions import Fraction
 import pytest
 
 from pytest_multigpu.errors import UsageError
-from pytest_multigpu.planning.fit import choose_tier, largest_context, remedies
+from pytest_multigpu.planning.fit import choose_tier, largest_context
 from pytest_multigpu.planning.partition import balanced
-from pytest_multigpu.planning.peaks import predict
+from pytest_multigpu.planning.peaks import Predictor, predict
+from pytest_multigpu.planning.remedies import remedies
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
 from pytest_multigpu.units import GIB, MIB, gib
 
 Make = Callable[..., Architecture]
+FREED = "with nothing else on them would do with --gpu-placement=balanced: free their memory"
 SHAPE = {
     "layers": 8,
     "hidden": 2048,
@@ -91,6 +93,24 @@ def test_no_context_is_longer_than_the_models(make_llama: Make) -> None:
     assert largest_context(tiny, {"": "cpu"}, Machine()) == 1_048_576
 
 
+def test_what_is_known_to_fit_is_the_least_answer(make_llama: Make) -> None:
+    """A longer context may fit where a shorter does not: segments of the allocator just do."""
+    model = make_llama("4bit", **SHAPE)
+    fits = {}
+    for free in range(1200, 1600, 80):
+        on = machine(free)
+        plans = Predictor(model, {"": 0}, on)
+        found = largest_context(model, {"": 0}, on)
+        above = range(found + 1, found + found // 16 + 64, 3)
+        islands = [n for n in above if plans.fit(context_tokens=n, batch=1).fits]
+        for known in islands[-1:]:
+            fits[known] = largest_context(model, {"": 0}, on, known=known)
+            assert plans.fit(context_tokens=fits[known], batch=1).fits
+    assert fits  # else this shows nothing
+    assert all(found >= known for known, found in fits.items())
+    assert largest_context(replace(model, max_context=50), {"": 0}, on, known=60) == 60
+
+
 def test_one_token_that_just_fits(make_llama: Make) -> None:
     model = make_llama(**SHAPE)
     need = plan(model, machine(4000), {"": 0}, context=1).devices[0].peak_bytes
@@ -132,7 +152,12 @@ def test_a_shorter_context_is_named_as_found(make_llama: Make) -> None:
     found = remedies(refused, on)
     assert found[0] == f"--gpu-context={longest} is the longest that fits as placed"
     offloaded = plan(model, on, {"": 0, "lm_head": "cpu"}, context=60_000)
-    assert not [text for text in remedies(offloaded, on) if "--gpu-context" in text]
+    texts = [text for text in remedies(offloaded, on) if "--gpu-context" in text]
+    assert len(texts) == 1
+    tokens = int(texts[0].split()[1].removeprefix("--gpu-context="))
+    anew = plan(model, on, balanced(model, on, context_tokens=tokens, batch=1), context=tokens)
+    assert anew.fits
+    assert texts == [f"--gpu-placement=balanced --gpu-context={tokens} fits: {peak(anew)}"]
 
 
 def test_a_lower_tier_on_the_same_machine(make_llama: Make) -> None:
@@ -159,7 +184,7 @@ def test_a_lower_tier_on_the_same_machine(make_llama: Make) -> None:
 def test_busy_cards_are_to_be_freed(make_llama: Make) -> None:
     model, on = make_llama(**SHAPE), machine(600, 1000)
     found = remedies(plan(model, on, {"": 0}), on)
-    assert found[-1] == "1 x Card with nothing else on them would do: free their memory"
+    assert found[-1] == f"1 x Card {FREED}"
 
 
 def test_what_to_rent_is_the_fewest_of_the_largest_card(make_llama: Make) -> None:
@@ -181,7 +206,7 @@ def test_what_to_rent_is_the_fewest_of_the_largest_card(make_llama: Make) -> Non
     fullest = max(range(3), key=lambda at: spread.devices[at].peak_bytes)
     assert found == (f"rent 3 x Card: with --gpu-placement=balanced {peak(spread, fullest)}",)
     assert remedies(plan(model, on, {"": 0}), on, most_gpus=3) == found
-    assert remedies(plan(model, on, {"": 0}), on, most_gpus=2) == ()
+    assert remedies(plan(model, on, {"": 0}), on, most_gpus=2, catalogue=()) == ()
     # A smaller card beside it is not what would be rented.
     small = replace(on.gpus[0], index=1, cuda_index=1, name="Small", total_bytes=GIB, free_bytes=0)
     both = Machine(gpus=(small, replace(on.gpus[0], index=0)), visible=(1, 0))
@@ -230,7 +255,7 @@ def test_gpus_without_a_free_byte_are_to_be_freed(make_llama: Make) -> None:
     with pytest.raises(UsageError, match="CUDA sees no GPU with free memory"):
         balanced(model, on, context_tokens=1000, batch=1)
     found = remedies(plan(model, on, {"": 0}), on)
-    assert found == ("1 x Card with nothing else on them would do: free their memory",)
+    assert found == (f"1 x Card {FREED}",)
 
 
 def test_one_token_is_found_where_two_are_too_many(make_llama: Make) -> None:
@@ -307,13 +332,26 @@ def test_a_gpu_without_memory_beside_one_that_does_alone(make_llama: Make) -> No
     assert found == (f"--gpu-placement=balanced fits: {peak(spread)}",)
 
 
+def test_cards_that_would_do_only_together_are_to_be_freed(make_llama: Make) -> None:
+    """Two of the larger kind are not there: the smaller one is needed as well."""
+    model = make_llama(**SHAPE)
+    large, small = machine(1900, 0).gpus
+    large = replace(large, total_bytes=1996 * MIB, free_bytes=300 * MIB, used_bytes=1600 * MIB)
+    small = replace(small, total_bytes=1596 * MIB, free_bytes=300 * MIB, used_bytes=1200 * MIB)
+    on = Machine(gpus=(large, replace(small, name="Small")), visible=(0, 1))
+    refused = plan(model, on, {"": 0}, context=2000)
+    assert remedies(refused, on) == (f"the GPUs {FREED}",)
+    idle = on.idle()
+    placed = balanced(model, idle, context_tokens=2000, batch=1)
+    assert plan(model, idle, placed, context=2000).fits
+    assert not plan(model, idle, {"": 0}, context=2000).fits
+
+
 def test_as_many_idle_cards_as_are_there_need_not_be_rented(make_llama: Make) -> None:
     model = make_llama(**SHAPE)
     on = machine(600, 600, total_mib=1596)
     refused = plan(model, on, {"": 0})
-    assert remedies(refused, on) == (
-        "2 x Card with nothing else on them would do: free their memory",
-    )
+    assert remedies(refused, on) == (f"2 x Card {FREED}",)
     alone = machine(600, total_mib=1596)
     assert remedies(plan(model, alone, {"": 0}), alone)[0].startswith("rent 2 x Card: ")
 
@@ -325,9 +363,9 @@ def test_sixteen_cards_are_proposed_and_no_more(make_llama: Make) -> None:
     need = plan(each, machine(4000), {"": 0}).devices[0].peak_bytes
 
     def proposed(total: int) -> tuple[str, ...]:
-        gpu = replace(machine(0).gpus[0], total_bytes=total, reserved_bytes=0)
+        gpu = replace(machine(0).gpus[0], total_bytes=total, reserved_bytes=0, used_bytes=0)
         on = Machine(gpus=(gpu,), visible=(0,))
-        return remedies(plan(model, on, {"": 0}), on)
+        return remedies(plan(model, on, {"": 0}), on, catalogue=())
 
     assert proposed(need)[0].startswith("rent 16 x Card: ")
     assert proposed(need - 64 * MIB) == ()
@@ -337,4 +375,6 @@ def test_a_gpu_that_cannot_be_read_is_not_what_is_rented(make_llama: Make) -> No
     model = make_llama(**SHAPE)
     lost = replace(machine(0).gpus[0], total_bytes=0, reserved_bytes=0, problem="lost")
     on = Machine(gpus=(lost,), visible=(0,))
-    assert remedies(plan(model, on, {"": 0}), on) == ()
+    assert remedies(plan(model, on, {"": 0}), on, catalogue=()) == ()
+    (rent,) = remedies(plan(model, on, {"": 0}), on)
+    assert rent.startswith("rent 1xRTX3090: with --gpu-placement=balanced GPU 0 would peak at ")

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_multigpu.errors import UsageError
+from pytest_multigpu.planning import partition
 from pytest_multigpu.planning.costs import costs_for
 from pytest_multigpu.planning.partition import (
     Card,
@@ -277,3 +279,27 @@ def test_what_passes_take_counts_beside_the_weights(
     placed = balanced(model, machine, context_tokens=context, batch=batch)
     assert [placed[f"model.layers.{i}"] for i in range(8)].count(0) == layers
     assert min(range(9), key=utilisation) == layers
+
+
+def test_what_cannot_change_is_not_replayed_again(
+    make_llama: Callable[..., Architecture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, int | str]] = []
+
+    def watched(
+        model: Architecture, placed: dict[str, int | str], *args: Any, **kwargs: Any
+    ) -> Any:
+        made.append(placed)
+        return replay(model, placed, *args, **kwargs)
+
+    monkeypatch.setattr(partition, "replay", watched)
+    model = make_llama(layers=8, hidden=512, intermediate=2048, heads=8, kv_heads=2, vocab=1000)
+    (gpu,) = simulate("1x8GiB").gpus
+    full = replace(gpu, index=1, cuda_index=1, free_bytes=0)
+    for gpus in ((gpu,), (gpu, full)):
+        alone = Machine(gpus=gpus, visible=tuple(range(len(gpus))))
+        assert set(balanced(model, alone, context_tokens=64, batch=1).values()) == {0}
+    assert made == []
+    balanced(model, simulate("2x8GiB"), context_tokens=64, batch=1)
+    assert 1 <= len(made) < partition.ROUNDS
+    assert all(made.count(placed) == 1 for placed in made)

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_multigpu.planning import peaks
+from pytest_multigpu.planning import peaks, rent
+from pytest_multigpu.planning.barred import runs_on
 from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import SPARE_SHARE, costs_for
 from pytest_multigpu.planning.partition import place_groups, units
-from pytest_multigpu.planning.rent import rent_table, runs_on, tokens_per_second
+from pytest_multigpu.planning.rent import fewest, rent_table, tokens_per_second
 from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.records.plan import Architecture, Tier
 from pytest_multigpu.records.rent import RentRow
@@ -59,9 +60,9 @@ def test_what_a_card_can_compute(make_llama: Make) -> None:
     assert v100 is not None
     assert t4 is not None
     half = make_llama("8bit", size=4)
-    assert not runs_on(v100, half)
-    assert runs_on(t4, half)
-    assert not runs_on(t4, make_llama())
+    assert not runs_on(v100.capability, half)
+    assert runs_on(t4.capability, half)
+    assert not runs_on(t4.capability, make_llama())
 
 
 def small(make_llama: Make, tier: Tier = "16bit", **other: int) -> Architecture:
@@ -76,6 +77,7 @@ def test_a_row_in_numbers(make_llama: Make) -> None:
     )
     (row,) = rent_table({"16bit": model}, context_tokens=512, batch=3, catalogue=(card,))
     read = model.weights_bytes - model.blocks[0].weights_bytes
+    read += 3 * 512 * sum(block.kv_bytes_per_token for block in model.blocks)
     alone = 1 / (read / (100e9 * 0.8))  # 10**9 bytes a second, four fifths of them in practice
     assert (row.gpu, row.count, row.tier, row.free_bytes) == ("C", 1, "16bit", card.free_bytes)
     assert row.tokens_per_second == pytest.approx(3 * alone, rel=1e-12)
@@ -87,7 +89,6 @@ def test_a_row_in_numbers(make_llama: Make) -> None:
         {0: costs_for(None)},
         context_tokens=512,
         batch=3,
-        probe=False,
     )
     assert row.peak_bytes == used[0].peaks.worst_bytes
 
@@ -143,13 +144,16 @@ def test_what_has_no_price_or_cannot_run_is_left_out(make_llama: Make) -> None:
         ((7, 5), "8bit", 4, True),
         ((7, 4), "8bit", 4, False),
         ((7, 0), "4bit", 4, True),
+        ((6, 0), "4bit", 4, True),
+        ((5, 2), "4bit", 4, False),
+        ((5, 2), "16bit", 4, True),
+        ((5, 2), "cpu", 2, True),
     ],
 )
 def test_compute_capabilities_at_the_limit(
     capability: tuple[int, int] | None, tier: Tier, size: int, runs: bool, make_llama: Make
 ) -> None:
-    card = GpuType(key="C", name="C", total_bytes=GIB, bandwidth_gb_s=1, capability=capability)
-    assert runs_on(card, small(make_llama, tier, size=size)) is runs
+    assert runs_on(capability, small(make_llama, tier, size=size)) is runs
 
 
 def test_speed_by_reading_or_by_launching(make_llama: Make) -> None:
@@ -167,6 +171,30 @@ def test_speed_by_reading_or_by_launching(make_llama: Make) -> None:
     # 6 layers of 1.25 ms; one GPU needs no hooks.
     assert tokens_per_second(model, fast, 2) == pytest.approx(1 / (6 * 1.25e-3))
     assert tokens_per_second(model, fast, 1) == pytest.approx(1 / (6 * 1.25e-3 * 0.8))
+
+
+def test_the_cache_is_read_at_every_step(make_llama: Make) -> None:
+    model = small(make_llama)
+    slow = GpuType(key="S", name="S", total_bytes=GIB, bandwidth_gb_s=1)
+    weights = model.weights_bytes - model.blocks[0].weights_bytes
+    cache = sum(block.kv_bytes_per_token for block in model.blocks)
+    assert cache == 6 * 2 * 4 * 128 * 2
+    for context, batch in ((0, 1), (1000, 1), (1000, 8)):
+        found = tokens_per_second(model, slow, 1, context_tokens=context, batch=batch)
+        read = weights + context * batch * cache
+        assert found == pytest.approx(batch * 0.8e9 / read, rel=1e-12)
+    # A sliding window is all that its layers keep.
+    windowed = replace(model, blocks=tuple(replace(b, kv_window=100) for b in model.blocks))
+    found = tokens_per_second(windowed, slow, 1, context_tokens=1000)
+    assert found == pytest.approx(0.8e9 / (weights + 100 * cache), rel=1e-12)
+
+
+def test_counts_that_cannot_do_are_passed_over() -> None:
+    # 10 GiB to share, 1 GiB of its own for each, nine tenths of which are counted.
+    assert fewest(10 * GIB, GIB, 4 * GIB) == 4
+    assert fewest(10 * GIB, 0, 10 * GIB + 1) == 1
+    assert fewest(10 * GIB, 0, 10 * GIB) == 2
+    assert fewest(GIB, 10 * GIB, 9 * GIB) == fewest(GIB, 10 * GIB, 8 * GIB) > 1000
 
 
 def test_more_cards_than_layers_help_no_more(make_llama: Make) -> None:
@@ -207,7 +235,6 @@ def test_sixteen_cards_are_offered_and_no_more(
         dict.fromkeys(range(layers), costs_for(None)),
         context_tokens=512,
         batch=1,
-        probe=False,
     )
     # With a layer on each; fewer cards have two on one of them.
     need = max(use.peaks.worst_bytes for use in used.values())
@@ -244,7 +271,6 @@ def test_cards_are_spread_by_the_cache_as_well(make_llama: Make) -> None:
             dict.fromkeys(range(2), costs_for(None)),
             context_tokens=200_000,
             batch=1,
-            probe=False,
         )
         halves.append(max(use.peaks.worst_bytes for use in used.values()))
     # As low as any split, but for what activations alone can tell.
@@ -272,21 +298,20 @@ def test_the_peak_is_that_of_the_fullest_card_spread_by_weights_and_cache(
         dict.fromkeys(range(2), costs_for(None)),
         context_tokens=context,
         batch=1,
-        probe=False,
     )
     peaks = [use.peaks.worst_bytes for use in used.values()]
     assert len(set(peaks)) == 2
     assert row.peak_bytes == max(peaks)
 
 
-def test_a_game_need_not_probe(make_llama: Make) -> None:
-    """What a probe keeps is not counted, even where it is the most."""
+def test_the_probe_counts_as_in_a_plan(make_llama: Make) -> None:
+    """What a probe keeps is the most here, and the same machine's plan has it."""
     shape = {"layers": 2, "hidden": 4096, "intermediate": 16384, "heads": 4, "kv_heads": 1}
     model = small(make_llama, "16bit", **shape)
     (row,) = cards(make_llama, free=80 * GIB, context=20_000, **shape)
     on_one: dict[str, int | str] = {block.name: 0 for block in model.blocks}
     peaks = replay(model, on_one, {0: costs_for(None)}, context_tokens=20_000, batch=1)[0].peaks
-    assert row.peak_bytes == replace(peaks, probe_bytes=0).worst_bytes < peaks.probe_bytes
+    assert row.peak_bytes == peaks.probe_bytes > replace(peaks, probe_bytes=0).worst_bytes
 
 
 def test_a_tier_that_does_not_run_or_fit_does_not_hide_the_next(make_llama: Make) -> None:
@@ -312,3 +337,28 @@ def test_something_is_kept_spare_as_in_a_plan(
     monkeypatch.setattr(peaks, "SPARE_SHARE", SPARE_SHARE)
     assert cards(make_llama, free=one.peak_bytes)[0].count == 2
     assert cards(make_llama, free=one.peak_bytes * 256 // 255 + 1)[0].count == 1
+
+
+@pytest.mark.parametrize(("context", "batch"), [(512, 1), (4096, 8), (60_000, 1)])
+def test_passing_counts_over_finds_what_trying_all_finds(
+    context: int, batch: int, make_llama: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers: dict[Tier, Architecture] = {
+        tier: small(make_llama, tier, layers=24, kv_heads=16) for tier in ("16bit", "4bit")
+    }
+    sizes = [
+        GpuType(
+            key=f"{size}", name="C", total_bytes=size * GIB // 4, reserved_bytes=0,
+            bandwidth_gb_s=100, price_usd_hour=1.0,
+        )
+        for size in (5, 6, 7, 8, 10, 12, 16, 20, 28)
+    ]  # fmt: skip
+
+    def rows() -> list[tuple[str, str]]:
+        table = rent_table(tiers, context_tokens=context, batch=batch, catalogue=tuple(sizes))
+        return [(row.spec, row.tier) for row in table]
+
+    found = rows()
+    monkeypatch.setattr(rent, "fewest", lambda *_: 0)
+    assert found == rows()
+    assert any(not row.startswith("1x") for row, _ in found)

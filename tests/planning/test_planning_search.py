@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_multigpu.planning.search import Fit, last_that_fits
+from pytest_multigpu.planning.search import LOOKS, Fit, climbed, last_that_fits
 
 HIGHEST = 200_000
 
@@ -127,3 +127,38 @@ def test_neighbours_need_no_try() -> None:
     answer, asked = tried(lambda n: 5 - n, highest=18)
     assert len(asked) == 1
     assert enclosed(answer, asked, 18)
+
+
+@pytest.mark.parametrize(
+    ("islands", "answer"),
+    [
+        ([], 5120),
+        ([5140], 5140),
+        ([5160, 5180], 5180),
+        # Each one found is looked above in its turn.
+        ([5200, 5280], 5280),
+        ([5220], 5120),
+    ],
+)
+def test_what_fits_a_little_above_is_taken(islands: list[int], answer: int) -> None:
+    asked = []
+
+    def fit(tokens: int) -> Fit:
+        asked.append(tokens)
+        return Fit(fits=tokens in islands, spare_bytes=0)
+
+    assert climbed(fit, 5120, below=6000, precision=256) == answer
+    assert asked == list(range(5140, answer + 20 * LOOKS + 1, 20))
+
+
+def test_nothing_is_asked_from_the_bound_on() -> None:
+    asked = []
+
+    def fit(tokens: int) -> Fit:
+        asked.append(tokens)
+        return Fit(fits=True, spare_bytes=0)
+
+    assert climbed(fit, 100, below=133, precision=256) == 132
+    assert climbed(fit, 100, below=132, precision=256) == 116
+    assert climbed(fit, 100, below=116, precision=256) == 100
+    assert asked == [116, 132, 116]

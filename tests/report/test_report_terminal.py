@@ -196,6 +196,12 @@ def test_a_plan_that_does_not_fit() -> None:
     )
 
 
+def test_what_a_plan_that_fits_warns_of() -> None:
+    lines = plan_lines(replace(plan(), warnings=("16bit fits as well",)))
+    assert [line.text for line in lines[-2:]] == ["warning: 16bit fits as well", "the plan fits"]
+    assert lines[-2].markup == ("yellow",)
+
+
 def test_the_max_memory_is_a_line_to_paste() -> None:
     lines = plan_lines(replace(plan(), max_memory={0: "35GiB", 1: "33GiB"}))
     assert text(lines[-2:]) == (
