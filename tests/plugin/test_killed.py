@@ -40,17 +40,28 @@ def start(folder: Path, at: str, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *plugins, *args], cwd=folder, env=environ)
 
 
-def kill(process: subprocess.Popen[bytes], folder: Path, *, seconds: float = 100) -> dict[str, Any]:
+def kill(
+    process: subprocess.Popen[bytes], folder: Path, *, seconds: float = 100, wait: float = 0
+) -> dict[str, Any]:
+    """:param wait: seconds at most for another process to write what it was told."""
     deadline = time.monotonic() + seconds
     while not (folder / "STOPPED").exists():
         assert process.poll() is None, "it ended before it came to the place"
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    deadline = time.monotonic() + wait
+    while "test_second" not in (read(folder)["running"] or "") and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.kill()
     process.wait()
-    report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
+    report = read(folder)
     assert report["schema"] == 1
     assert report["verdict"] is None
+    return report
+
+
+def read(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
     return report
 
 
@@ -101,7 +112,8 @@ def test_at_the_start_of_a_check(pytester: pytest.Pytester, at: str) -> None:
 def test_under_xdist_the_running_test_is_named_too(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makepyfile(test_quick=QUICK)
-    report = kill(start(pytester.path, "start-write", "-n1"), pytester.path)
+    # The worker stands still once it has told the controller, which may be slow to write it.
+    report = kill(start(pytester.path, "start-write", "-n1"), pytester.path, wait=20)
     assert report["running"] == "test_quick.py::test_second"
 
 
