@@ -16,7 +16,15 @@ from .errors import UsageError
 from .given_files import read_catalogue, read_json
 from .options import Settings
 from .records.machine import Machine
-from .records.plan import TIERS, Architecture, DeviceMap, MaxMemory, Plan, Tier, auto_call
+from .records.plan import (
+    TIERS,
+    Architecture,
+    DeviceMap,
+    MaxMemory,
+    Plan,
+    Tier,
+    auto_call,
+)
 from .records.tiers import GPU_TIERS
 from .requirements import GpuRequirement, unmet
 from .units import gib
@@ -186,7 +194,7 @@ class PlanBook:
             self.machine,
             architectures={name: self.architecture(name) for name in tiers},
             catalogue=read_catalogue(self.settings.catalogue),
-            spread=self._spread,
+            spread=self.spread,
         )
         spread = None if plan.placement == "balanced" else self._balanced(architecture)
         if spread is None or not spread.fits:
@@ -226,9 +234,9 @@ class PlanBook:
         return max_memory(self.resolved, plan.architecture, plan.device_map)
 
     def _balanced(self, architecture: Architecture) -> Plan | None:
-        return self._spread(architecture, self.machine, self.settings.context, self.settings.batch)
+        return self.spread(architecture, self.machine, self.settings.context, self.settings.batch)
 
-    def _spread(
+    def spread(
         self, architecture: Architecture, machine: Machine, tokens: int, batch: int
     ) -> Plan | None:
         """The balanced plan, made once: several questions lead to the same one."""
