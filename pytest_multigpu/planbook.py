@@ -31,7 +31,6 @@ from .units import gib
 
 if TYPE_CHECKING:
     from .model.config import ResolvedModel
-    from .records.rent import RentRow
 
 
 class PlanBook:
@@ -119,17 +118,6 @@ class PlanBook:
         if tier not in self._plans:
             self._plans[tier] = self._make(tier)
         return self._plans[tier]
-
-    def rentable(self) -> tuple[RentRow, ...]:
-        """What could be rented for this model and context, by price, in every tier."""
-        from .planning.rent import rent_table
-
-        return rent_table(
-            {tier: self.architecture(tier) for tier in GPU_TIERS},
-            context_tokens=self.settings.context,
-            batch=self.settings.batch,
-            catalogue=read_catalogue(self.settings.catalogue),
-        )
 
     def architecture(self, tier: Tier) -> Architecture:
         """Exact bytes of every block in one tier."""

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import replace
 
-from .contexts import longest_contexts
+from .beside_plan import longest_contexts, rentable
 from .judging.visibility import BY_BUS, order_unknown
 from .options import Settings
 from .records.report import RunReport
@@ -26,7 +26,7 @@ def print_plan(settings: Settings, *, verbosity: int = 0) -> int:
     plan = session.plan
     if verbosity > 0 and settings.tier != "cpu":
         plan = replace(plan, longest=longest_contexts(session.plans))
-    rows = session.plans.rentable()
+    rows = rentable(session.plans)
     for line in [*plan_lines(plan, verbosity=verbosity), *rent_lines(rows, plan)]:
         print(line.text)
     if (problem := session.machine.order_problem) is not None:

@@ -1,15 +1,22 @@
-"""The longest context of every tier and placement on one machine: ``--gpu-plan -v``.
+"""What ``--gpu-plan`` says beside the plan: the longest context of every tier and placement on
+this machine, and what could be rented.
 
 Glue between auto's own planner and pure planning. Knows no pytest.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from .autoplacement import auto_map
+from .given_files import read_catalogue
+from .model import cache
 from .planbook import PlanBook
 from .planning.fit import largest_context
 from .planning.longest import longest_balanced
+from .planning.rent import rent_table
 from .records.plan import LongestContext, Tier
+from .records.rent import RentRow
 from .records.tiers import GPU_TIERS
 
 
@@ -49,3 +56,25 @@ def _balanced(book: PlanBook, tier: Tier) -> int:
         spread=book.spread,
     )
     return 0 if plan is None else plan.context_tokens
+
+
+def rentable(book: PlanBook) -> tuple[RentRow, ...]:
+    """What could be rented for this model and context, by price, in every tier; from the disk
+    cache if it is there."""
+    settings = book.settings
+    asked = {"context_tokens": settings.context, "batch": settings.batch}
+    catalogue = read_catalogue(settings.catalogue)
+
+    def compute() -> tuple[RentRow, ...]:
+        architectures = {tier: book.architecture(tier) for tier in GPU_TIERS}
+        return rent_table(architectures, **asked, catalogue=catalogue)
+
+    return cache.rent(
+        {
+            "config": dict(book.resolved.config_dict),
+            "dtype": settings.dtype,
+            "catalogue": [dataclasses.asdict(row) for row in catalogue],
+            **asked,
+        },
+        compute,
+    )
