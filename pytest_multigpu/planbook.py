@@ -16,14 +16,21 @@ from .errors import UsageError
 from .given_files import read_catalogue, read_json
 from .options import Settings
 from .records.machine import Machine
-from .records.plan import TIERS, Architecture, DeviceMap, MaxMemory, Plan, Tier, auto_call
+from .records.plan import (
+    TIERS,
+    Architecture,
+    DeviceMap,
+    MaxMemory,
+    Plan,
+    Tier,
+    auto_call,
+)
 from .records.tiers import GPU_TIERS
 from .requirements import GpuRequirement, unmet
 from .units import gib
 
 if TYPE_CHECKING:
     from .model.config import ResolvedModel
-    from .records.rent import RentRow
 
 
 class PlanBook:
@@ -112,17 +119,6 @@ class PlanBook:
             self._plans[tier] = self._make(tier)
         return self._plans[tier]
 
-    def rentable(self) -> tuple[RentRow, ...]:
-        """What could be rented for this model and context, by price, in every tier."""
-        from .planning.rent import rent_table
-
-        return rent_table(
-            {tier: self.architecture(tier) for tier in GPU_TIERS},
-            context_tokens=self.settings.context,
-            batch=self.settings.batch,
-            catalogue=read_catalogue(self.settings.catalogue),
-        )
-
     def architecture(self, tier: Tier) -> Architecture:
         """Exact bytes of every block in one tier."""
         from .model.architecture import describe
@@ -186,7 +182,7 @@ class PlanBook:
             self.machine,
             architectures={name: self.architecture(name) for name in tiers},
             catalogue=read_catalogue(self.settings.catalogue),
-            spread=self._spread,
+            spread=self.spread,
         )
         spread = None if plan.placement == "balanced" else self._balanced(architecture)
         if spread is None or not spread.fits:
@@ -226,9 +222,9 @@ class PlanBook:
         return max_memory(self.resolved, plan.architecture, plan.device_map)
 
     def _balanced(self, architecture: Architecture) -> Plan | None:
-        return self._spread(architecture, self.machine, self.settings.context, self.settings.batch)
+        return self.spread(architecture, self.machine, self.settings.context, self.settings.batch)
 
-    def _spread(
+    def spread(
         self, architecture: Architecture, machine: Machine, tokens: int, batch: int
     ) -> Plan | None:
         """The balanced plan, made once: several questions lead to the same one."""

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 
+from .beside_plan import longest_contexts, rentable
 from .judging.visibility import BY_BUS, order_unknown
 from .options import Settings
 from .records.report import RunReport
@@ -23,12 +24,15 @@ def print_plan(settings: Settings, *, verbosity: int = 0) -> int:
     session = GpuSession(settings, os.environ)
     session.plans.check_inputs()
     plan = session.plan
-    rows = session.plans.rentable()
+    if verbosity > 0 and settings.tier != "cpu":
+        plan = replace(plan, longest=longest_contexts(session.plans))
+    rows = rentable(session.plans)
     for line in [*plan_lines(plan, verbosity=verbosity), *rent_lines(rows, plan)]:
         print(line.text)
     if (problem := session.machine.order_problem) is not None:
         print(f"\n{order_unknown(problem)}; {BY_BUS}")
     if settings.report_dir is not None:
         report = RunReport(started=time.time(), tier_asked=settings.tier, versions=session.versions)
-        ReportFile(settings.report_dir).update(replace(report, **session.facts()))
+        facts = {**session.facts(), "plan": plan}
+        ReportFile(settings.report_dir).update(replace(report, **facts))
     return 0 if plan.fits else 1

@@ -55,3 +55,47 @@ def test_eager_attention_that_does_not_fit_is_no_green(
     assert device["parts"]["prefill"]["activations_bytes"] > scores * (2 + 2 + 4)
     assert found["attention"] == "eager"
     assert found["unknown"] == []
+
+
+SMALL_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 16384,
+}
+
+
+def test_the_longest_context_of_every_tier_and_placement(
+    pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    """As --gpu-plan says it one by one; only under -v, since it takes seconds."""
+    machine = ("--gpu-simulate=1x3GiB", "--gpu-tier=16bit", f"--gpu-report={tmp_path}")
+    result = plan(pytester, SMALL_LLAMA, *machine, "-v")
+    assert result.ret == 0
+    rows = json.loads((tmp_path / "report.json").read_text())["plan"]["longest"]
+    assert [(row["tier"], row["placement"]) for row in rows] == [
+        (tier, placement)
+        for tier in ("16bit", "8bit", "4bit")
+        for placement in ("auto", "balanced")
+    ]
+    tokens = [row["tokens"] for row in rows]
+    auto, balanced = tokens[::2], tokens[1::2]
+    assert balanced[0] <= balanced[1] <= balanced[2]
+    assert 0 < balanced[0] < 16384
+    found = [line.split() for line in result.outlines]
+    at = found.index(["longest", "context", "auto", "balanced"])
+    by_tier = zip(("16bit", "8bit", "4bit"), auto, balanced, strict=True)
+    shown = [[tier, str(a or "-"), str(b or "-"), "tokens", "x", "1"] for tier, a, b in by_tier]
+    assert found[at + 1 : at + 5] == [*shown, []]
+    folder = f"--gpu-model={pytester.path / 'model'}"
+    common = ("--gpu-plan", folder, "--gpu-placement=balanced", *machine)
+    fits = pytester.runpytest_subprocess(*common, f"--gpu-context={balanced[0]}")
+    assert fits.ret == 0
+    assert "longest context" not in fits.stdout.str()
+    assert json.loads((tmp_path / "report.json").read_text())["plan"]["longest"] == []
+    beyond = pytester.runpytest_subprocess(*common, f"--gpu-context={balanced[0] * 21 // 20}")
+    assert beyond.ret == 1

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..records.plan import Architecture, Block
 if TYPE_CHECKING:
     from ..records.automap import AutoMap
     from ..records.plan import MaxMemory
+    from ..records.rent import RentRow
 
 _LIBRARIES = ("pytest-multigpu", "transformers", "accelerate", "bitsandbytes", "torch")
 _T = TypeVar("_T")
@@ -85,8 +86,28 @@ def max_memory(
     return found[0]
 
 
+def rent(
+    inputs: Mapping[str, object], compute: Callable[[], tuple[RentRow, ...]]
+) -> tuple[RentRow, ...]:
+    """``compute()``, or what it gave for the same inputs before; what it plans with is in the key
+    too, since plans are made anew whenever they are asked for."""
+    path = _entry("rent", {"planning": _code(_planning()), **inputs})
+    found = _read(path, _to_rent)
+    if found is None:
+        found = compute()
+        _write(path, {"rows": [asdict(row) for row in found]})
+    return found
+
+
+def _planning() -> list[Path]:
+    package = Path(__file__).parent.parent
+    pure = sorted((package / "planning").glob("*.py"))
+    return [*pure, package / "records" / "plan.py", package / "cards.py"]
+
+
 def _entry(kind: str, inputs: Mapping[str, object]) -> Path:
-    key = {"versions": _versions(), "code": _own_code(), **inputs}
+    rules = [Path(__file__).parent / name for name in _RULES]
+    key = {"versions": _versions(), "code": _code(rules), **inputs}
     text = json.dumps(key, sort_keys=True, default=_plain)
     return folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()}.json"
 
@@ -105,11 +126,11 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _own_code() -> str:
+def _code(files: Iterable[Path]) -> str:
     """A changed rule makes its old results worthless, released or not."""
     digest = hashlib.sha256()
-    for name in _RULES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -165,3 +186,9 @@ def _to_auto_map(entry: dict[str, Any]) -> AutoMap:
 def _to_max_memory(entry: dict[str, Any]) -> tuple[MaxMemory | None]:
     caps = entry["max_memory"]
     return (None if caps is None else {int(gpu): cap for gpu, cap in caps.items()},)
+
+
+def _to_rent(entry: dict[str, Any]) -> tuple[RentRow, ...]:
+    from ..records.rent import RentRow
+
+    return tuple(RentRow(**row) for row in entry["rows"])

@@ -5,7 +5,7 @@ Every offer was planned and fits: what it names, once followed, is a plan that f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from ..units import gib
 from .barred import runs_on, why_barred
 from .catalogue import CATALOGUE, GpuType
 from .fit import largest_context
+from .longest import Spread, longest_balanced
 from .partition import balanced
 from .peaks import Predictor, predict, room
 from .reasons import NOTABLE
@@ -24,9 +25,6 @@ from .replay import kv_bytes
 from .simulate import simulate
 
 WOULD_DO = "with nothing else on them would do with --gpu-placement=balanced: free their memory"
-
-Spread = Callable[[Architecture, Machine, int, int], "Plan | None"]
-"""The balanced plan for a context and batch; None where no GPU has a free byte."""
 
 
 def balanced_plan(
@@ -125,22 +123,18 @@ class _Search:
 
     def _shorter(self) -> Iterator[str]:
         """A shorter context, with the layers balanced anew for it."""
-        plan, batch = self.plan, self.plan.batch
-        architecture = plan.architecture
-        most = min(plan.context_tokens - 1, architecture.max_context or plan.context_tokens)
-        found: set[int] = set()
-        tokens = most
-        for _ in range(2):
-            made = self.spread(architecture, self.machine, max(1, tokens), batch)
-            if made is None:
-                return
-            tokens = largest_context(architecture, made.device_map, self.machine, batch=batch)
-            found.add(min(tokens, most))
-        for tokens in sorted(found - {0}, reverse=True):
-            shorter = self._spread(architecture, tokens=tokens)
-            if shorter is not None:
-                yield f"{self.placement}--gpu-context={tokens} fits: {fullest(shorter)}"
-                return
+        asked = self.plan.context_tokens
+        shorter = longest_balanced(
+            self.plan.architecture,
+            self.machine,
+            batch=self.plan.batch,
+            near=asked - 1,
+            most=asked - 1,
+            spread=self.spread,
+        )
+        if shorter is not None:
+            tokens = shorter.context_tokens
+            yield f"{self.placement}--gpu-context={tokens} fits: {fullest(shorter)}"
 
     def _smaller_batch(self) -> Iterator[str]:
         """Fewer sequences of the context asked for, with the layers balanced anew for them."""

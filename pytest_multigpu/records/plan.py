@@ -159,6 +159,16 @@ class DevicePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongestContext:
+    """How long a context one tier and placement have room for on the machine."""
+
+    tier: Tier
+    placement: Literal["auto", "balanced"]
+    tokens: int
+    """Of each sequence of the batch; 0 if the model does not fit at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Where everything goes and what it takes, per device."""
 
@@ -184,6 +194,8 @@ class Plan:
     max_memory: MaxMemory | None = None
     """With it plain ``device_map="auto"`` gives the balanced placement. None if there is none, or
     if this plan is neither that placement nor one that it would mend."""
+    longest: tuple[LongestContext, ...] = ()
+    """Of every tier and placement, where they were asked for: ``--gpu-plan -v``."""
 
     @property
     def weights_bytes(self) -> int:

@@ -125,6 +125,7 @@ def _plan(plan: Plan | None) -> dict[str, Any] | None:
         "offloaded": list(plan.offloaded),
         "device_map": dict(plan.device_map),
         "max_memory": None if plan.max_memory is None else dict(plan.max_memory),
+        "longest": [asdict(one) for one in plan.longest],
     }
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ..records.plan import Parts, Plan, auto_call
 from ..units import GIB, gib
-from .tables import Line, block_list
+from .tables import Line, block_list, table_lines
 from .words import columns, gib_cell, layers_text, shown_device
 
 
@@ -78,6 +78,7 @@ def plan_lines(plan: Plan, *, verbosity: int = 0) -> list[Line]:
     ]
     if verbosity > 0:
         lines += parts_lines(plan)
+        lines += longest_lines(plan)
     if plan.offloaded:
         lines.append(Line(f"off the GPUs: {block_list(plan.offloaded)}", ("red",)))
     lines += [Line(f"not accounted for: {text}", ("yellow",)) for text in architecture.unknown]
@@ -111,6 +112,21 @@ def parts_lines(plan: Plan) -> list[Line]:
     )  # fmt: skip
     texts = columns([head, *rows], right=range(2, 11))
     return [Line(texts[0], ("bold",)), *(Line(text) for text in texts[1:]), Line("")]
+
+
+def longest_lines(plan: Plan) -> list[Line]:
+    """A row for each tier: the longest context that fits, in tokens, under each placement."""
+    tokens = {(one.tier, one.placement): one.tokens for one in plan.longest}
+    tiers = dict.fromkeys(one.tier for one in plan.longest)
+    if not tiers:
+        return []
+    rows = [
+        (tier, *(str(tokens[tier, placement] or "-") for placement in ("auto", "balanced")), unit)
+        for tier in tiers
+        for unit in [f"tokens x {plan.batch}"]
+    ]
+    head = ("longest context", "auto", "balanced", "")
+    return [*table_lines(head, rows, right=(1, 2)), Line("")]
 
 
 def _sizes(parts: Parts) -> tuple[int, ...]:

@@ -1,0 +1,80 @@
+"""What ``--gpu-plan`` says beside the plan: the longest context of every tier and placement on
+this machine, and what could be rented.
+
+Glue between auto's own planner and pure planning. Knows no pytest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .autoplacement import auto_map
+from .given_files import read_catalogue
+from .model import cache
+from .planbook import PlanBook
+from .planning.fit import largest_context
+from .planning.longest import longest_balanced
+from .planning.rent import rent_table
+from .records.plan import LongestContext, Tier
+from .records.rent import RentRow
+from .records.tiers import GPU_TIERS
+
+
+def longest_contexts(book: PlanBook) -> tuple[LongestContext, ...]:
+    """Two rows a tier, the best first; () without a GPU. Takes seconds, many plans are made."""
+    if not book.machine.visible:
+        return ()
+    rows: list[LongestContext] = []
+    for tier in GPU_TIERS:
+        rows.append(LongestContext(tier=tier, placement="auto", tokens=_auto(book, tier)))
+        rows.append(LongestContext(tier=tier, placement="balanced", tokens=_balanced(book, tier)))
+    return tuple(rows)
+
+
+def _auto(book: PlanBook, tier: Tier) -> int:
+    architecture = book.architecture(tier)
+    auto = auto_map(book.resolved, architecture, book.machine)
+    if auto.refusal is not None:
+        return 0
+    chosen = book.chosen
+    same = (chosen.architecture.tier, chosen.placement) == (tier, "auto")
+    return largest_context(
+        architecture,
+        auto.device_map,
+        book.machine,
+        batch=book.settings.batch,
+        known=chosen.context_tokens if same and chosen.fits else 0,
+    )
+
+
+def _balanced(book: PlanBook, tier: Tier) -> int:
+    plan = longest_balanced(
+        book.architecture(tier),
+        book.machine,
+        batch=book.settings.batch,
+        near=book.settings.context,
+        spread=book.spread,
+    )
+    return 0 if plan is None else plan.context_tokens
+
+
+def rentable(book: PlanBook) -> tuple[RentRow, ...]:
+    """What could be rented for this model and context, by price, in every tier; from the disk
+    cache if it is there."""
+    settings = book.settings
+    asked = {"context_tokens": settings.context, "batch": settings.batch}
+    catalogue = read_catalogue(settings.catalogue)
+
+    def compute() -> tuple[RentRow, ...]:
+        architectures = {tier: book.architecture(tier) for tier in GPU_TIERS}
+        return rent_table(architectures, **asked, catalogue=catalogue)
+
+    return cache.rent(
+        {
+            "config": dict(book.resolved.config_dict),
+            "dtype": settings.dtype,
+            "catalogue": [dataclasses.asdict(row) for row in catalogue],
+            **asked,
+        },
+        compute,
+    )

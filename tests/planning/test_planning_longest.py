@@ -1,0 +1,57 @@
+"""The longest context under balanced: no shorter than what fits, and its plan fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pytest_multigpu.planning.fit import largest_context
+from pytest_multigpu.planning.longest import longest_balanced
+from pytest_multigpu.planning.remedies import balanced_plan
+from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.records.machine import Machine
+from pytest_multigpu.records.plan import Architecture
+
+Make = Callable[..., Architecture]
+SHAPE = {"layers": 8, "hidden": 2048, "intermediate": 8192, "heads": 16, "kv_heads": 4}
+
+
+@pytest.mark.parametrize("spec", ["1x4GiB", "2x2GiB", "1x2GiB+1x3GiB"])
+def test_it_fits_and_is_no_shorter_than_balanced_for_what_was_asked(
+    spec: str, make_llama: Make
+) -> None:
+    model, machine = make_llama(**SHAPE, vocab=4000), simulate(spec)
+    asked = balanced_plan(model, machine, 512, 1)
+    assert asked is not None
+    assert asked.fits
+    made = longest_balanced(model, machine, batch=1, near=512, spread=balanced_plan)
+    assert made is not None
+    assert made.fits
+    assert made.placement == "balanced"
+    as_placed = largest_context(model, asked.device_map, machine, known=512)
+    assert made.context_tokens >= min(as_placed, 512)
+    if len(machine.visible) == 1:
+        assert made.context_tokens == as_placed
+    # One that is far too long to begin with is no obstacle.
+    other = longest_balanced(model, machine, batch=1, near=120_000, spread=balanced_plan)
+    assert other is not None
+    assert other.fits
+
+
+def test_where_it_ends(make_llama: Make) -> None:
+    model, machine = make_llama(**SHAPE, vocab=4000), simulate("1x80GiB")
+    short = replace(model, max_context=300)
+    for near in (10, 300, 5000):
+        made = longest_balanced(short, machine, batch=1, near=near, spread=balanced_plan)
+        assert made is not None
+        assert made.context_tokens == 300
+    made = longest_balanced(model, machine, batch=1, near=10, most=77, spread=balanced_plan)
+    assert made is not None
+    assert made.context_tokens == 77
+    assert (
+        longest_balanced(model, simulate("1x1GiB"), batch=1, near=9, spread=balanced_plan) is None
+    )
+    none = Machine()
+    assert longest_balanced(model, none, batch=1, near=9, spread=balanced_plan) is None

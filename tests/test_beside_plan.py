@@ -1,0 +1,73 @@
+"""What to rent is kept on disk, and anew where anything that it depends on is another."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_multigpu import beside_plan
+from pytest_multigpu.beside_plan import rentable
+from pytest_multigpu.model import cache
+from pytest_multigpu.options import Settings
+from pytest_multigpu.planbook import PlanBook
+from pytest_multigpu.planning.simulate import simulate
+
+ASKED = Settings(model="tiny-llama", context=64)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield tmp_path / "cache" / "pytest-multigpu"
+
+
+def book(settings: Settings = ASKED) -> PlanBook:
+    return PlanBook(settings, simulate("1xH100"), os.environ)
+
+
+def test_the_second_answer_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rentable(book())
+    assert {row.tier for row in first} == {"16bit", "8bit", "4bit"}
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("computed again")
+
+    monkeypatch.setattr(beside_plan, "rent_table", fail)
+    assert rentable(book()) == first
+
+
+def test_all_that_it_depends_on_is_in_the_key(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "catalogue.json"
+    given.write_text(json.dumps({"H100": {"price": 0.01}}))
+    first = rentable(book())
+    assert rentable(book(replace(ASKED, catalogue=given)))[0].gpu == "H100"
+    rentable(book(replace(ASKED, context=65)))
+    rentable(book(replace(ASKED, batch=2)))
+    rentable(book(replace(ASKED, dtype="float16")))
+    rentable(book(replace(ASKED, model="llama-3.2-1b")))
+    assert len(list(home.glob("rent-*"))) == 6
+    # A planner that plans otherwise.
+    files = cache._planning()
+    assert {file.parent.name for file in files} == {"planning", "records", "pytest_multigpu"}
+    assert {"rent.py", "replay.py", "costs.py", "speed.py"} <= {file.name for file in files}
+    changed = tmp_path / "rent.py"
+    changed.write_text("another rule")
+    monkeypatch.setattr(cache, "_planning", lambda: [*files[1:], changed])
+    assert rentable(book()) == first
+    assert len(list(home.glob("rent-*"))) == 7
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"rows": [{"gpu": "H100"}]}'])
+def test_a_damaged_entry_is_computed_again(home: Path, damage: str) -> None:
+    first = rentable(book())
+    (entry,) = home.glob("rent-*")
+    entry.write_text(damage)
+    assert rentable(book()) == first
