@@ -166,7 +166,7 @@ class PlanBook:
 
     def _with_remedies(self, plan: Plan) -> Plan:
         """What would make a plan fit; looked for once, since it takes many plans."""
-        from .planning.barred import runs_on
+        from .planning.barred import beyond_positions, runs_on
         from .planning.remedies import remedies
 
         architecture, tier = plan.architecture, plan.architecture.tier
@@ -186,7 +186,9 @@ class PlanBook:
         )
         spread = None if plan.placement == "balanced" else self._balanced(architecture)
         if spread is None or not spread.fits:
-            return dataclasses.replace(plan, remedies=found or plan.remedies)
+            # No machine to rent has a model with more positions.
+            asked = beyond_positions(architecture, plan.context_tokens)
+            return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=asked)
         max_memory = self._max_memory(spread)
         if max_memory is not None:
             # Beside --gpu-placement=balanced, which comes first.

@@ -157,3 +157,14 @@ def test_a_warm_plan_imports_neither_torch_nor_transformers() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_more_tokens_than_positions_are_nothing_to_rent_for() -> None:
+    asked = Settings(tier="16bit", context=131_073)
+    plan = PlanBook(asked, simulate("8xH100"), os.environ).chosen
+    assert plan.reasons == (
+        "llama-3.3-70b has 131072 positions (max_position_embeddings); "
+        "131073 tokens were asked for",
+    )
+    assert plan.mendable
+    assert plan.remedies == ("--gpu-context=131072 is the longest that fits as placed",)

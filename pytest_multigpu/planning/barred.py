@@ -57,13 +57,18 @@ def why_barred(
                 f"{what} needs compute capability {_shown(least)} or newer; "
                 f"{', '.join(lacking[:4])}{more}"
             )
-    most = architecture.max_context
-    if most is not None and context_tokens > most:
+    if beyond_positions(architecture, context_tokens):
         found.append(
-            f"{architecture.model} has {most} positions (max_position_embeddings); "
-            f"{context_tokens} tokens were asked for"
+            f"{architecture.model} has {architecture.max_context} positions "
+            f"(max_position_embeddings); {context_tokens} tokens were asked for"
         )
     return tuple(found)
+
+
+def beyond_positions(architecture: Architecture, context_tokens: int) -> bool:
+    """Whether a context has more tokens than the model has positions."""
+    most = architecture.max_context
+    return most is not None and context_tokens > most
 
 
 def _shown(capability: _Capability) -> str:

@@ -13,7 +13,7 @@ from ..records.machine import Gpu, Machine
 from ..records.plan import Architecture, Plan, Tier
 from ..records.tiers import GPU_TIERS
 from ..units import gib
-from .barred import runs_on, why_barred
+from .barred import beyond_positions, runs_on, why_barred
 from .catalogue import CATALOGUE, GpuType
 from .fit import largest_context
 from .longest import Spread, longest_balanced
@@ -106,8 +106,9 @@ class _Search:
         if mended is None and plan.batch > 1 and self._has_room():
             yield from self._smaller_batch()
         yield from self._other_numbers()
-        # Nothing needs to be rented or freed where another placement does.
-        if mended is None and (more := self._more_gpus() or self._to_rent()):
+        # Nothing needs to be rented or freed where another placement does, or no machine would.
+        asked = bool(as_placed) and beyond_positions(plan.architecture, plan.context_tokens)
+        if mended is None and not asked and (more := self._more_gpus() or self._to_rent()):
             yield more
 
     def _spread(

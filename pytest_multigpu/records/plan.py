@@ -182,7 +182,7 @@ class Plan:
     reasons: tuple[str, ...] = ()
     """Why it does not fit, the worst first: which GPU lacks how much, what spilled where."""
     mendable: bool = False
-    """It does not fit, but another placement does: nothing needs to be rented."""
+    """It does not fit, but another placement does, or no machine would: nothing is to be rented."""
     remedies: tuple[str, ...] = ()
     """What to rent or change so that it fits."""
     warnings: tuple[str, ...] = ()
