@@ -157,7 +157,11 @@ def test_whose_bytes(gpu: Gpu, child: int) -> None:
 def test_a_process_that_lost_its_parent_stays_whose_it_was(gpu: Gpu) -> None:
     gpu.used = 100
     watching = Witness(("cuda:0",))
-    starts = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+    starts = (
+        "import subprocess as s\n"
+        "print(s.Popen(['sleep', '60'], stdout=s.DEVNULL).pid, flush=True)\n"
+        "input()\n"
+    )
     parent = subprocess.Popen(
         [sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
