@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_multigpu.records.machine import Gpu, Machine
-from pytest_multigpu.requirements import GpuRequirement, unmet
+from pytest_multigpu.requirements import GpuRequirement, Wanted, unmet
 from pytest_multigpu.units import GIB
 
 H100_FREE = int(79.2 * GIB)
@@ -132,3 +132,8 @@ def test_unmet_one_over_the_limit(need: GpuRequirement) -> None:
 
 def test_one_gpu_is_asked_for_unless_said_otherwise() -> None:
     assert unmet(GpuRequirement(), machine(gpu(0, nvlinks=0, capability=None))) is None
+
+
+def test_nothing_is_wanted_that_nobody_asked_for() -> None:
+    nothing = Wanted(worker=False, model=False, plan=False, needs=())
+    assert Wanted() == nothing

@@ -1,8 +1,9 @@
 """Every limit that the interconnect and arithmetic checks apply, in one place. Imports nothing.
 
-A sibling is a GPU of the same model on the same machine, or a pair with the same link. Twelve runs on
-two sound H100s (results/h100x2-quick-runs.md) spread by 0.94 of the fastest in products, 0.93 in memory
-and 0.83 between the GPUs; from the host by 0.8, but for one burst of somebody else's at 0.42.
+A sibling is a GPU of the same model on the same machine, or a pair with the same link. In twelve
+runs on two sound H100s (results/h100x2-quick-runs.md) the slowest had 0.94 of the fastest in
+products, 0.93 in memory, 0.83 between the GPUs and 0.8 from the host, but for one burst of somebody
+else's at 0.42.
 """
 
 from __future__ import annotations
