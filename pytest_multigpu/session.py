@@ -24,6 +24,7 @@ from .records.machine import Machine
 from .records.model import PhasePeaks
 from .records.plan import Plan
 from .records.progress import Progress
+from .requirements import Wanted
 from .waiting import held, would_help
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .records.drift import TextScores
     from .records.health import GpuHealth
     from .records.worker import WorkerReport
-    from .requirements import Wanted
     from .worker_run import WorkerRun
 
 _PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "pytest", "pytest-multigpu")
@@ -54,7 +54,7 @@ class GpuSession:
         self.unsettled: str | None = None
         """Why the verdict has no plan to rest on, see :meth:`settle`."""
         self._worker: WorkerRun | None = None
-        self._will_load = False
+        self._wanted = Wanted()
         self._model: LoadedModel | None = None
         self._model_error: MultiGpuError | None = None
 
@@ -104,7 +104,7 @@ class GpuSession:
         if wanted.plan:
             self.check_inputs()
         with _unwarned():
-            self._will_load = wanted.model
+            self._wanted = wanted
             if not wanted.worker:
                 self.end_worker()
             if self._real and self.machine.visible:
@@ -179,13 +179,18 @@ class GpuSession:
     def worker_report(self) -> WorkerReport:
         """What the CUDA worker measured; waits for it."""
         worker = self._start_worker()
-        if self._will_load:
+        if self._wanted.model:
             import torch  # noqa: F401  (needed soon, and now there is time for it)
         return replace(worker.report(), unused=self._unused)
 
     @cached_property
     def _unused(self) -> frozenset[int]:
-        """CUDA indices of the GPUs that the plan leaves empty; none if there is no plan."""
+        """CUDA indices of the GPUs that the plan leaves empty; none if there is no plan.
+
+        Nobody's own tests pay for a plan that none of them rests on.
+        """
+        if not self._wanted.plan:
+            return frozenset()
         try:
             used = {device.device for device in self.plan.devices}
         except MultiGpuError:

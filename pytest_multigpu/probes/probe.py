@@ -114,15 +114,6 @@ class Probe:
     def hidden_size(self) -> int:
         return len(self.directions[0])
 
-    @property
-    def expected_square(self) -> float | None:
-        """Expected ``|x|^2`` of a scored token, ``sum(mean^2 + scale^2)``, averaged over the
-        layers; None without a scaler."""
-        if self.mean is None or self.scale is None:
-            return None
-        sums = [float((m * m + s * s).sum()) for m, s in zip(self.mean, self.scale, strict=True)]
-        return sum(sums) / len(sums)
-
     def affine(self) -> tuple[tuple[Vector, float], ...]:
         """``(weight, bias)`` of each layer, so that a token's score is the mean over layers of
         ``x . weight + bias``: ``weight = direction / scale``, ``bias`` holds ``-mean . weight``."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from pytest_multigpu.machine.cuda import again
+from pytest_multigpu.machine.cuda import again, arithmetic
 from pytest_multigpu.machine.cuda.again import best_speeds
+from pytest_multigpu.machine.cuda.backend import CpuBackend
+from pytest_multigpu.machine.cuda.copies import CopyTest, make_pattern
+from pytest_multigpu.machine.cuda.emitter import Emitter
 
 
 class Gpus:
@@ -77,3 +82,46 @@ def test_no_gpu_at_all() -> None:
     gpus = Gpus()
     assert gpus.run() == {}
     assert gpus.asked == [[]]
+
+
+class Burst(CpuBackend):
+    """GPU 1 takes fifty times as long as it does, in its first ``slow`` measurements."""
+
+    def __init__(self, slow: int) -> None:
+        super().__init__(2)
+        self.slow = slow
+
+    def seconds_of(self, gpu: int, work: Callable[[], None]) -> float:
+        work()
+        self.slow -= gpu
+        return 0.05 if gpu and self.slow >= 0 else 0.001
+
+
+def speeds_of(step: str, slow: int) -> dict[int, float]:
+    """By GPU, or by the GPU that sends."""
+    out = io.StringIO()
+    backend, emitter, pattern = Burst(slow), Emitter(out), make_pattern(1 << 14)
+    copies = CopyTest(backend, emitter, pattern, [0, 1])
+    copies.upload(pattern.words)
+    backend.slow = slow
+    if step == "host speed":
+        copies.host_speeds(pattern.words)
+    elif step == "pair speed":
+        copies.pair_speeds()
+    elif step == "memory speed":
+        arithmetic.memory_speeds(backend, emitter, [0, 1], 1 << 16)
+    else:
+        arithmetic.load(backend, emitter, copies.uploaded, 0.01)
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    found = [event["value"] for event in events if event.get("kind") == step]
+    return {
+        one.get("gpu", one.get("source")): one.get("gb_per_s", one.get("tflop_per_s"))
+        for one in found
+    }
+
+
+@pytest.mark.parametrize("step", ["host speed", "pair speed", "memory speed", "load"])
+def test_every_speed_is_rid_of_a_burst_and_not_of_a_fault(step: str) -> None:
+    soon_over, lasting = speeds_of(step, 4), speeds_of(step, 10_000)
+    assert soon_over[1] == pytest.approx(soon_over[0])
+    assert lasting[1] < lasting[0] / 10

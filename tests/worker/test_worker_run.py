@@ -109,3 +109,19 @@ def test_own_tests_are_waited_for_where_waiting_can_help(
     if waits:
         assert len(slept) == 1
         assert session.machine.gpus[0].free_bytes > 60 * GIB
+
+
+@pytest.mark.usefixtures("handles")
+def test_which_gpus_the_plan_leaves_empty_is_told_where_a_test_rests_on_a_plan(
+    fake: FakeNvml,
+) -> None:
+    fake.gpus[1].total = 2 * GIB
+    settings = Settings(tier="4bit", placement="balanced")
+    session = GpuSession(settings, os.environ)
+    session.start(Wanted(worker=True, plan=True))
+    assert session.worker_report().unused == {1}
+    # Somebody's own tests that ask for the worker alone pay for no plan.
+    session = GpuSession(settings, os.environ)
+    session.start(Wanted(worker=True))
+    assert session.worker_report().unused == frozenset()
+    assert session.plans.made is None
