@@ -28,11 +28,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="the largest context that fits, run for real")
     parser.add_argument("--tier", default="4bit", choices=["4bit", "8bit", "16bit"])
     parser.add_argument("--placement", default="balanced", choices=["auto", "balanced"])
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--at-most", type=int, default=10**9, help="tokens; for the run's time")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     machine = read_machine(os.environ)
-    settings = Settings(tier=options.tier, placement=options.placement)
+    settings = Settings(tier=options.tier, placement=options.placement, batch=options.batch)
 
     def planned(tokens: int, placement: str) -> Plan:
         asked = replace(settings, context=tokens, placement=placement)
@@ -43,13 +44,18 @@ def main() -> int:
             planned(2048, placement).architecture,
             lambda tokens, placement=placement: planned(tokens, placement).device_map,
             machine,
+            batch=options.batch,
         )
         for placement in ("auto", "balanced")
     }
     tokens = min(largest[options.placement], options.at_most)
     beyond = planned(int(largest[options.placement] * 1.05) + 1, options.placement)
     plan = planned(tokens, options.placement)
-    print(f"largest context: {largest}; running {tokens} tokens, placement {options.placement}")
+    print(
+        f"largest context: {largest}; running {tokens} tokens x {options.batch}, "
+        f"placement {options.placement}",
+        flush=True,
+    )
     print(f"5% more: {'fits' if beyond.fits else beyond.reasons[0]}")
     result = {
         "tier": options.tier,
@@ -57,6 +63,7 @@ def main() -> int:
         "gpus": [gpu.name for gpu in machine.visible_gpus],
         "largest_tokens": largest,
         "ran_tokens": tokens,
+        "batch": options.batch,
         "five_percent_more": list(beyond.reasons),
         "layers": {device.device: device.layers for device in plan.devices},
         **run(plan),

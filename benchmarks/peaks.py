@@ -3,14 +3,15 @@
     python benchmarks/peaks.py --out results/peaks                  # every case that fits
     python benchmarks/peaks.py --tiers 4bit --gpus 1 --contexts 128,2048 --batches 1
     python benchmarks/peaks.py --dry-run --simulate 4xH100          # predictions only, no GPU
+    python benchmarks/peaks.py --beside                             # 1 and 2 GPUs side by side
 
 For each tier and number of GPUs the model is loaded once (balanced placement, weights
 synthesised), then every context and batch is generated with ``model.generate`` and probed, the
 cheapest first, each from an emptied cache; several sequences are of unequal lengths, left-padded,
-as the plan takes them to be. Measured is the largest NVML ``used`` in the phase, so
-nothing else may run on the GPUs. A case that the plan refuses is not run; one that would take
-longer than ``--seconds`` by a rough estimate neither: both are listed as such. Written after
-every case to ``OUT.json`` and ``OUT.md``.
+as the plan takes them to be. Measured is the largest NVML ``used`` in the phase, so nothing else
+may run on the GPUs; ``--beside`` runs smaller numbers of GPUs side by side, each on its own. A case
+that the plan refuses is not run; one that would take longer than ``--seconds`` by a rough estimate
+neither: both are listed as such. Written after every case to ``OUT.json`` and ``OUT.md``.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -276,6 +280,43 @@ def run_group(
         release(loaded)
 
 
+def run_beside(
+    groups: Sequence[tuple[str, int]], machine: Machine, arguments: argparse.Namespace
+) -> Iterator[Case]:
+    """Each tier and number of GPUs in a process of its own, on GPUs that no other has meanwhile."""
+    free, changed = [gpu.uuid for gpu in machine.visible_gpus], threading.Condition()
+
+    def one(group: tuple[str, int]) -> list[Case]:
+        tier, count = group
+        with changed:
+            changed.wait_for(lambda: len(free) >= count)
+            mine, free[:] = free[:count], free[count:]
+        out = arguments.out.with_name(f"{arguments.out.name}-{tier}-{count}")
+        command = [
+            *(sys.executable, __file__, "--model", arguments.model, "--tiers", tier),
+            *("--gpus", str(count), "--seconds", str(arguments.seconds), "--out", str(out)),
+            *("--contexts", ",".join(map(str, arguments.contexts))),
+            *("--batches", ",".join(map(str, arguments.batches))),
+        ]
+        try:
+            subprocess.run(
+                command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(mine)}, check=False
+            )
+        finally:
+            with changed:
+                free.extend(mine)
+                changed.notify_all()
+        rows = json.loads(out.with_suffix(".json").read_text())["cases"]
+        for suffix in (".json", ".md"):  # a run that is cut short leaves them
+            out.with_suffix(suffix).unlink()
+        known = {field.name for field in fields(Case)}
+        return [Case(**{k: v for k, v in row.items() if k in known}) for row in rows]
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        for cases in pool.map(one, groups):
+            yield from cases
+
+
 def table(cases: list[Case], hardware: str) -> str:
     """Markdown: one line a case and phase, then the constants that the measurements suggest."""
     lines = [
@@ -315,6 +356,20 @@ def table(cases: list[Case], hardware: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cases_of(
+    counts: Sequence[int], machine: Machine, arguments: argparse.Namespace, used: Any
+) -> Iterator[Case]:
+    """Every case of every tier and number of GPUs."""
+    groups = [(tier, count) for count in counts for tier in arguments.tiers]
+    if arguments.beside:
+        yield from run_beside(groups, machine, arguments)
+        return
+    resolved = resolve_config(arguments.model)
+    for tier, count in groups:
+        architecture = describe(resolved, tier=tier)
+        yield from run_group(architecture, first_gpus(machine, count), arguments, used)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
 
@@ -328,6 +383,7 @@ def main() -> int:
     parser.add_argument("--batches", type=numbers, default=[1, 8])
     parser.add_argument("--seconds", type=float, default=60.0, help="skip slower cases")
     parser.add_argument("--out", type=Path, default=Path("results/peaks"))
+    parser.add_argument("--beside", action="store_true", help="runs side by side, on GPUs each")
     parser.add_argument("--dry-run", action="store_true", help="predictions only")
     parser.add_argument("--simulate", help="a machine that isn't there, with --dry-run")
     arguments = parser.parse_args()
@@ -351,23 +407,20 @@ def main() -> int:
         names = machine.visible_gpus[0].name
         hardware = f"{len(machine.visible)} x {names}, driver {machine.driver}, {versions}"
     counts = [n for n in arguments.gpus or [1, 2, 4] if n <= len(machine.visible)]
-    resolved = resolve_config(arguments.model)
     cases: list[Case] = []
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    for tier in arguments.tiers:
-        architecture = describe(resolved, tier=tier)
-        for count in counts:
-            for case in run_group(architecture, first_gpus(machine, count), arguments, used):
-                cases.append(case)
-                print(table([case], "").splitlines()[6], flush=True)
-                rows = [
-                    {**case.__dict__, "error_bytes": case.error_bytes, "within": case.within}
-                    for case in cases
-                ]
-                text = json.dumps({"hardware": hardware, "cases": rows}, indent=1)
-                arguments.out.with_suffix(".json").write_text(text + "\n")
-                arguments.out.with_suffix(".md").write_text(table(cases, hardware))
+    for case in cases_of(counts, machine, arguments, used):
+        cases.append(case)
+        if not arguments.beside:
+            print(table([case], "").splitlines()[6], flush=True)
+        rows = [
+            {**case.__dict__, "error_bytes": case.error_bytes, "within": case.within}
+            for case in cases
+        ]
+        text = json.dumps({"hardware": hardware, "cases": rows}, indent=1)
+        arguments.out.with_suffix(".json").write_text(text + "\n")
+        arguments.out.with_suffix(".md").write_text(table(cases, hardware))
     print(f"{time.monotonic() - started:.0f} s; {arguments.out.with_suffix('.md')}")
     bad = [c for c in cases if (c.outcome == "measured" and not c.within) or "OUT OF" in c.outcome]
     return 1 if bad else 0

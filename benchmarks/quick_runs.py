@@ -3,11 +3,11 @@
     python benchmarks/quick_runs.py --runs 20 --pairs 5 --out FILE.json
 
 Prints: how many of the runs were READY and the spread of every measured speed, from which the
-thresholds are set; the median ratio of a quick run to the bare process, in alternating rounds, with
-every pytest plugin that is installed here and with none but ours and pytest-timeout; what an empty
-run takes, and what the NVML part adds to it; free VRAM before and after; and whether the run's own
-process ever showed among the compute processes. Exit 1 if any run was not READY, or the process
-showed.
+thresholds are set; the median ratio of a quick run to the bare process, in alternating rounds;
+what an empty run takes, and what the NVML part adds to it; free VRAM before and after; and whether
+the run's own process ever showed among the compute processes. Exit 1 if any run was not READY, or
+the process showed. No plugins but ours and pytest-timeout are loaded; ``--installed`` adds to each
+round a run with every pytest plugin that is installed here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from pytest_multigpu.machine.nvml import open_nvml, read_machine
 
 QUICK = (sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-m", "quick", "-q")
 ALONE = ("-p", "pytest_multigpu.plugin", "-p", "pytest_timeout")
-"""With ``PYTEST_DISABLE_PLUGIN_AUTOLOAD``: the plugins of this image are nothing of ours."""
+NO_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""The plugins of this image are nothing of ours."""
 BARE = (
     "import torch\n"
     "for i in range(torch.cuda.device_count()):\n"
@@ -43,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="quick runs in a row, and beside a bare process")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--installed", action="store_true", help="time this image's plugins too")
     parser.add_argument("--seconds", type=float, default=600, help="start no run after that")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -65,16 +67,12 @@ def main() -> int:
 
     rounds = result["rounds_seconds"]
     for _ in range(options.pairs):
-        rounds.append(
-            {
-                "bare": bare(),
-                "alone": timed_quick(red, alone=True),
-                "as installed": timed_quick(red),
-            }
-        )
+        rounds.append({"bare": bare(), "alone": timed_quick(red)})
+        if options.installed:
+            rounds[-1]["as installed"] = timed_quick(red, alone=False)
         keep()
         print(*(f"{name} {seconds:.2f} s" for name, seconds in rounds[-1].items()), flush=True)
-    for name in ("alone", "as installed") if rounds else ():
+    for name in [name for name in rounds[0] if name != "bare"] if rounds else ():
         ratio = statistics.median(each[name] / each["bare"] for each in rounds)
         result[f"median_ratio_{name.replace(' ', '_')}"] = ratio
         print(f"quick ({name}) / bare: {ratio:.2f}, median of {len(rounds)} rounds")
@@ -115,9 +113,9 @@ class Run:
     parent_had_a_context: bool
 
 
-def timed_quick(red: list[str], *, alone: bool = False) -> float:
+def timed_quick(red: list[str], *, alone: bool = True) -> float:
     """Seconds of a quick run as people make it, without a report; its line if it is not READY."""
-    environ = {**os.environ, **({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if alone else {})}
+    environ = {**os.environ, **(NO_OTHERS if alone else {})}
     began = time.monotonic()
     done = subprocess.run(
         [*QUICK, *(ALONE if alone else ())],
@@ -137,7 +135,10 @@ def quick() -> Run:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         process = subprocess.Popen(
-            [*QUICK, f"--gpu-report={folder}"], stdout=subprocess.PIPE, text=True
+            [*QUICK, *ALONE, f"--gpu-report={folder}"],
+            env={**os.environ, **NO_OTHERS},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         watch = Watch(process.pid)
         output, _ = process.communicate()
@@ -199,7 +200,7 @@ def empty_runs(times: int) -> tuple[float, float]:
                 subprocess.run(
                     [sys.executable, "-m", "pytest", "-q", *ALONE, name],
                     cwd=folder,
-                    env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+                    env={**os.environ, **NO_OTHERS},
                     stdout=subprocess.DEVNULL,
                     check=True,
                 )

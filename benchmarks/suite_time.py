@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,12 @@ BARE = (
     "    torch.ones(1, device=f'cuda:{i}').add_(1)\n"
     "    torch.cuda.synchronize(i)\n"
 )
-CHECKS = (sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-q")
+CHECKS = (
+    *(sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-q"),
+    *("-p", "pytest_multigpu.plugin", "-p", "pytest_timeout"),
+)
+NO_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""The plugins of this image are nothing of ours."""
 MOST = 8
 """Checks named in the summary, the longest first."""
 
@@ -43,6 +49,7 @@ def main() -> int:
     parser.add_argument("--model", default="llama-3.3-70b")
     parser.add_argument("--weights", default="synthetic")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="a folder for every run's report.json")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     asked = (
@@ -57,11 +64,12 @@ def main() -> int:
         "bare_seconds": [],
         "runs": {tier: [] for tier in options.tiers},
     }
-    for _ in range(options.rounds):
+    for number in range(1, options.rounds + 1):
         result["bare_seconds"].append(timed([sys.executable, "-c", BARE])[0])
         print(f"bare {result['bare_seconds'][-1]:.1f} s", flush=True)
         for tier in options.tiers:
-            result["runs"][tier].append(whole_run(f"--gpu-tier={tier}", *asked))
+            kept = options.keep and options.keep / f"{tier}-{number}.json"
+            result["runs"][tier].append(whole_run(f"--gpu-tier={tier}", *asked, keep=kept))
             print(f"{tier} {result['runs'][tier][-1]['seconds']:.1f} s", flush=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
     bare = statistics.median(result["bare_seconds"])
@@ -75,11 +83,18 @@ def main() -> int:
     return 0 if all(ready) else 1
 
 
-def whole_run(*arguments: str) -> dict[str, Any]:
-    """Seconds in all and of each check, set-up included, the longest first; and the verdict."""
+def whole_run(*arguments: str, keep: Path | None) -> dict[str, Any]:
+    """Seconds in all and of each check, set-up included, the longest first; and the verdict.
+
+    :param keep: where its report.json goes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "junit.xml")
-        seconds, output = timed([*CHECKS, *arguments, f"--junitxml={xml}"])
+        wanted = (f"--junitxml={xml}", f"--gpu-report={folder}")
+        seconds, output = timed([*CHECKS, *arguments, *wanted])
+        if keep is not None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder, "report.json"), keep)
         cases = ET.parse(xml).getroot().iter("testcase")  # noqa: S314 - our own file
         checks = {str(case.get("name")): float(case.get("time") or 0) for case in cases}
     lines = output.strip().splitlines()
@@ -92,7 +107,8 @@ def whole_run(*arguments: str) -> dict[str, Any]:
 
 def timed(command: list[str]) -> tuple[float, str]:
     began = time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environ = {**os.environ, **NO_OTHERS}
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=False)
     return time.monotonic() - began, done.stdout
 
 

@@ -11,7 +11,7 @@ from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.forward import Forward, Gpu
 from pytest_multigpu.planning.load import load
 from pytest_multigpu.planning.peaks import predict
-from pytest_multigpu.planning.replay import Use, replay
+from pytest_multigpu.planning.replay import NEW_TOKENS, Use, replay
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.plan import Architecture, DevicePlan, Tier
 from pytest_multigpu.units import MIB
@@ -65,7 +65,7 @@ def test_a_peak_is_what_the_allocator_reserved_and_what_is_outside_it(
 
 
 def test_a_prompts_worst_moment_is_a_layers(make_llama: Make) -> None:
-    layers, tokens = 4, 2032
+    layers, tokens = 4, 2048 - NEW_TOKENS
     prefill, decode, probe = (used(make_llama(layers=layers)).parts[p] for p in PHASES[1:])
     # Its input (not the embeddings), residual and normed; three of the intermediate size; angles.
     at_once = tokens * 2 * (4 * 8192 + 3 * 28672 + 2 * 128)
@@ -77,7 +77,7 @@ def test_a_prompts_worst_moment_is_a_layers(make_llama: Make) -> None:
     assert prefill.workspace_bytes == 32 * MIB
     assert prefill.transient_bytes == 0
     # One token: the most is while the last layer's K is joined, the old one beside it.
-    assert decode.kv_bytes == layers * 2033 * 4096 + 2032 * 2048
+    assert decode.kv_bytes == layers * (tokens + 1) * 4096 + tokens * 2048
     assert decode.logits_bytes == 0
     assert decode.activations_bytes < MIB
     assert decode.slack_bytes > prefill.slack_bytes

@@ -22,7 +22,7 @@ from pytest_multigpu.model.generation import (
 from pytest_multigpu.model.loaded import LoadedModel, release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.model.memory import LeakMeter, PeakMeter
-from pytest_multigpu.model.peaks import measure_phases, padding_mask
+from pytest_multigpu.model.peaks import NEW_TOKENS, measure_phases, padding_mask
 from pytest_multigpu.model.witness import Witness
 from pytest_multigpu.records.generation import GenerationReading
 from pytest_multigpu.units import MIB
@@ -135,15 +135,15 @@ def test_several_sequences_are_of_unequal_lengths_when_their_peaks_are_measured(
     decoder = tiny.model.get_decoder()
     handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=20, batch=3)
+        measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=4 + NEW_TOKENS, batch=3)
     finally:
         handle.remove()
     probe, prefill, *steps = seen
     mask = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
     assert probe == prefill == (mask, [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 1, 2]])
-    assert len(steps) == 16
+    assert len(steps) == NEW_TOKENS
     assert steps[0] == ([[*row, 1] for row in mask], [[4], [3], [3]])
-    assert [len(step[0][0]) for step in steps] == list(range(5, 21))
+    assert [len(step[0][0]) for step in steps] == list(range(5, 5 + NEW_TOKENS))
 
 
 def test_one_sequence_is_measured_without_a_mask(tiny: LoadedModel) -> None:
@@ -155,7 +155,7 @@ def test_one_sequence_is_measured_without_a_mask(tiny: LoadedModel) -> None:
         measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=20, batch=1)
     finally:
         handle.remove()
-    assert seen == [None] * 18
+    assert seen == [None] * (2 + NEW_TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_experts_are_measured_as_generate_runs_them(
         measure_phases(tiny, PeakMeter(("cpu",)), context_tokens=20, batch=1)
     finally:
         handle.remove()
-    assert told == ["begin after 2", "end after 18"]
+    assert told == ["begin after 2", f"end after {2 + NEW_TOKENS}"]
 
 
 def test_the_setting_comes_back_after_a_failure() -> None:
