@@ -3,8 +3,9 @@
     python benchmarks/largest_context.py --tier 4bit --placement balanced --out FILE.json
 
 Loads the synthetic 70B as planned, prefills and decodes up to the predicted largest context, and
-compares the peaks with the cards. Then plans for 5% more: the plan must refuse and name the GPU
-and what it lacks. Prints the largest context under ``auto`` beside it.
+compares the peaks with the cards. Plans for 5% more as well: the plan must refuse and name the GPU
+and what it lacks. Prints the largest context under ``auto`` beside it, and what ``auto`` lacks for
+the context that was run.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from peaks import STEPS, UsedMemory, generate
+
+from pytest_multigpu.beside_plan import longest_contexts
 from pytest_multigpu.machine.nvml import read_machine
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
-from pytest_multigpu.planning.fit import largest_context
 from pytest_multigpu.records.plan import Plan
 
 
@@ -39,14 +42,11 @@ def main() -> int:
         asked = replace(settings, context=tokens, placement=placement)
         return PlanBook(asked, machine, os.environ).chosen
 
+    # What --gpu-plan -v prints.
     largest = {
-        placement: largest_context(
-            planned(2048, placement).architecture,
-            lambda tokens, placement=placement: planned(tokens, placement).device_map,
-            machine,
-            batch=options.batch,
-        )
-        for placement in ("auto", "balanced")
+        one.placement: one.tokens
+        for one in longest_contexts(PlanBook(settings, machine, os.environ))
+        if one.tier == options.tier
     }
     tokens = min(largest[options.placement], options.at_most)
     beyond = planned(int(largest[options.placement] * 1.05) + 1, options.placement)
@@ -65,8 +65,9 @@ def main() -> int:
         "ran_tokens": tokens,
         "batch": options.batch,
         "five_percent_more": list(beyond.reasons),
+        "auto_says": list(planned(tokens, "auto").reasons),
         "layers": {device.device: device.layers for device in plan.devices},
-        **run(plan),
+        **run(plan, UsedMemory(machine)),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     return (
@@ -74,36 +75,25 @@ def main() -> int:
     )
 
 
-def run(plan: Plan) -> dict[str, object]:
-    """Load as planned and fill the whole context; the peaks of each phase beside the plan's."""
+def run(plan: Plan, used: UsedMemory) -> dict[str, object]:
+    """Load as planned and fill the whole context; the most in use beside the plan's peaks."""
     from pytest_multigpu.model.loading import load_model
-    from pytest_multigpu.model.memory import PeakMeter
-    from pytest_multigpu.model.peaks import measure_phases
 
     architecture = plan.architecture
-    loaded = load_model(
-        architecture.model, tier=architecture.tier, device_map=plan.device_map, plan=plan,
-        weights="synthetic",
-    )  # fmt: skip
-    devices = tuple(d.device for d in plan.devices if d.device.startswith("cuda:"))
-    began = time.monotonic()
-    phases = measure_phases(
-        loaded, PeakMeter(devices), context_tokens=plan.context_tokens, batch=plan.batch
-    )
-    peaks = {
-        device: max(
-            reading.used_bytes or 0
-            for phase in phases
-            for reading in phase.readings
-            if reading.device == device
-        )
-        for device in devices
-    }
+    devices = [d.device for d in plan.devices if d.device.startswith("cuda:")]
+    with used.peak() as found:
+        loaded = load_model(
+            architecture.model, tier=architecture.tier, device_map=plan.device_map, plan=plan,
+            weights="synthetic",
+        )  # fmt: skip
+        began = time.monotonic()
+        generate(loaded.model, loaded.input_device, plan.context_tokens - STEPS, plan.batch)
+    peaks = {device: found[int(device.removeprefix("cuda:"))] for device in devices}
     for row in plan.devices:
         if row.device in peaks:
-            used = peaks[row.device]
             print(
-                f"{row.device}: predicted {row.peak_bytes}, measured {used}, of {row.limit_bytes}"
+                f"{row.device}: predicted {row.peak_bytes}, measured {peaks[row.device]}, "
+                f"of {row.limit_bytes}"
             )
     return {
         "seconds": time.monotonic() - began,

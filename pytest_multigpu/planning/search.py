@@ -10,7 +10,10 @@ LINES = 7
 
 
 LOOKS = 4
-"""Tries above an answer."""
+"""Tries just above an answer."""
+
+FURTHER = 20
+"""One more is tried 1 part in that many above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +72,21 @@ def climbed(
     """The answer, or one above it that fits.
 
     What fits is not one stretch: where a segment just fails to be reused, a context does not fit
-    and a somewhat longer one does. So ``LOOKS`` more are tried above the answer.
+    and a somewhat longer one does. So ``LOOKS`` more are tried above the answer, and one that is
+    ``FURTHER`` above it: that one never fits.
 
     :param below: is not asked about, nor what is above it.
     """
-    near = max(step, answer // precision)
-    at, missed = answer, 0
-    while missed < LOOKS and at + near < below:
-        at += near
-        if fit(at).fits:
-            answer, missed = at, 0
-        else:
-            missed += 1
-    return answer
+    while True:
+        near = max(step, answer // precision)
+        at, missed = answer, 0
+        while missed < LOOKS and at + near < below:
+            at += near
+            if fit(at).fits:
+                answer, missed = at, 0
+            else:
+                missed += 1
+        further = answer + answer // FURTHER + 1
+        if further >= below or not fit(further).fits:
+            return answer
+        answer = further

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_multigpu.planning.search import LOOKS, Fit, climbed, last_that_fits
+from pytest_multigpu.planning.search import FURTHER, LOOKS, Fit, climbed, last_that_fits
 
 HIGHEST = 200_000
 
@@ -148,7 +148,8 @@ def test_what_fits_a_little_above_is_taken(islands: list[int], answer: int) -> N
         return Fit(fits=tokens in islands, spare_bytes=0)
 
     assert climbed(fit, 5120, below=6000, precision=256) == answer
-    assert asked == list(range(5140, answer + 20 * LOOKS + 1, 20))
+    beyond = answer + answer // FURTHER + 1
+    assert asked == [*range(5140, answer + 20 * LOOKS + 1, 20), beyond]
 
 
 def test_nothing_is_asked_from_the_bound_on() -> None:
@@ -159,6 +160,18 @@ def test_nothing_is_asked_from_the_bound_on() -> None:
         return Fit(fits=True, spare_bytes=0)
 
     assert climbed(fit, 100, below=133, precision=256) == 132
-    assert climbed(fit, 100, below=132, precision=256) == 116
-    assert climbed(fit, 100, below=116, precision=256) == 100
-    assert asked == [116, 132, 116]
+    assert climbed(fit, 100, below=132, precision=256) == 129
+    assert climbed(fit, 100, below=116, precision=256) == 112
+    assert climbed(fit, 100, below=106, precision=256) == 100
+    assert asked == [116, 132, 116, 122, 129, 106, 112]
+
+
+def test_what_is_five_percent_above_the_answer_does_not_fit() -> None:
+    def fit(tokens: int) -> Fit:
+        return Fit(fits=tokens <= 1000 or 1049 <= tokens <= 1052, spare_bytes=0)
+
+    # Its neighbours do not fit, 1051 does; nothing does at 1104.
+    assert climbed(fit, 1000, below=2000, precision=256) == 1051
+    assert not fit(1051 + 1051 // FURTHER + 1).fits
+    # The end is not asked about.
+    assert climbed(fit, 1000, below=1051, precision=256) == 1000
