@@ -479,13 +479,29 @@ PLANS = [
         exit=4,
     ),
     Fault(
-        name="context too long",
+        name="context beyond the model's positions",
         issue=2,
-        reason=r"GPU \d lacks .* with 9000000 tokens x 1",
+        reason=r"llama-3\.3-70b has 131072 positions \(max_position_embeddings\); "
+        r"9000000 tokens were asked for; --gpu-context=131072 is the longest that fits as placed",
         plants=(nvml(),),
         args="-m quick --gpu-context=9000000",
+        also=(
+            r"GPU \d lacks \d+\.\d GiB of \d+\.\d GiB",
+            r"9000000 tokens x 1 were asked for and 131072 fit; --gpu-context=131072$",
+        ),
+    ),
+    Fault(
+        name="context too long for the GPUs",
+        issue=2,
+        reason=r"GPU 1 lacks \d\.\d GiB: it would peak at 8\d\.\d GiB of 79\.2 GiB free "
+        r"with 131072 tokens x 1; --gpu-context=12\d{4} is the longest that fits as placed",
+        plants=(nvml(gpus=2),),
+        args="-m quick --gpu-context=131072",
         exit=10,
-        also=(r"GPU \d lacks", r"were asked for and \d+ fit"),
+        also=(
+            r"GPU 1 lacks \d\.\d GiB of 8\d\.\d GiB",
+            r"131072 tokens x 1 were asked for and 12\d{4} fit; --gpu-context=12\d{4}$",
+        ),
     ),
     Fault(
         name="auto refuses 8 bit on one card",
