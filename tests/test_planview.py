@@ -99,3 +99,35 @@ def test_the_longest_context_of_every_tier_and_placement(
     assert json.loads((tmp_path / "report.json").read_text())["plan"]["longest"] == []
     beyond = pytester.runpytest_subprocess(*common, f"--gpu-context={balanced[0] * 21 // 20}")
     assert beyond.ret == 1
+
+
+def test_whose_prices_the_table_shows(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """The built-in ones with their date; a file's without."""
+    given = tmp_path / "catalogue.json"
+    given.write_text('{"T4": {"price": 0.01}}')
+    result = plan(
+        pytester, SMALL_LLAMA, "--gpu-simulate=1xT4", f"--gpu-catalogue={given}", "--gpu-tier=fp16"
+    )
+    assert result.ret == 0
+    asked = "what to rent for 2048 tokens x 1, balanced placement, the 6 cheapest of each tier; "
+    result.stdout.fnmatch_lines(
+        [
+            f"{asked}speeds are estimates",
+            "prices of T4 are those of --gpu-catalogue, the others indications, "
+            "guessed in 2026-11, not looked up",
+            "rent *",
+            "1xT4 *0.01 *",
+        ],
+        consecutive=True,
+    )
+    folder = f"--gpu-model={pytester.path / 'model'}"
+    built_in = pytester.runpytest_subprocess("--gpu-plan", folder, "--gpu-simulate=1xH100")
+    built_in.stdout.fnmatch_lines(
+        [
+            f"{asked}speeds are estimates",
+            "prices are indications, guessed in 2026-11, not looked up; "
+            "give yours with --gpu-catalogue",
+            "rent *",
+        ],
+        consecutive=True,
+    )

@@ -42,7 +42,9 @@ class GpuType:
     reserved_bytes: int = 480 * MIB
     """What the driver keeps for itself on an idle card; in neither free nor used."""
     price_usd_hour: float | None = None
-    """On-demand rental of one GPU, guessed at ``PRICES_GUESSED``; None if nothing is known."""
+    """On-demand rental of one GPU; None if nothing is known."""
+    price_guessed: str | None = None
+    """When that was guessed; None: somebody's own price."""
     capability: tuple[int, int] | None = None
     nvlinks: int | None = None
     """NVLinks of each card in machines of several, 0 without NVLink, None if unknown. A bridge
@@ -72,6 +74,7 @@ def _row(
         reserved_bytes=reserved_mib * MIB,
         bandwidth_gb_s=MEMORY_GB_PER_S[name.removeprefix("NVIDIA ")],
         price_usd_hour=price,
+        price_guessed=PRICES_GUESSED,
         capability=capability,
         nvlinks=nvlinks,
         aliases=aliases,
@@ -248,8 +251,9 @@ def _field(where: str, field: str, value: object) -> dict[str, Any]:
         if not number or not LEAST_RATE <= float(str(value)) < 1e6:
             unit = "GB/s" if field == "bandwidth" else "US dollars per hour"
             raise UsageError(f"{where} is {shown(value)}, not a number above 0 in {unit}")
-        name = "bandwidth_gb_s" if field == "bandwidth" else "price_usd_hour"
-        return {name: float(str(value))}
+        if field == "bandwidth":
+            return {"bandwidth_gb_s": float(str(value))}
+        return {"price_usd_hour": float(str(value)), "price_guessed": None}
     if field == "capability":
         pair = isinstance(value, list) and len(value) == 2
         if not pair or not all(type(part) is int for part in value):  # type: ignore[attr-defined]

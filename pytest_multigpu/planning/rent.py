@@ -60,6 +60,7 @@ def rent_table(
                     free_bytes=row.free_bytes,
                     tokens_per_second=speed,
                     price_usd_hour=price,
+                    price_guessed=row.price_guessed,
                     usd_per_million_tokens=price / (speed * 3600) * 1e6,
                 )
             )

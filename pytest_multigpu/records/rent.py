@@ -23,6 +23,8 @@ class RentRow:
     """An estimate, all sequences of the batch together: see ``planning.rent``."""
     price_usd_hour: float
     """Of the whole configuration."""
+    price_guessed: str | None
+    """When the price was guessed, ``2026-11``; None: ``--gpu-catalogue`` gives it."""
     usd_per_million_tokens: float
     """At the estimated speed."""
 

@@ -2,6 +2,7 @@
 
 ::
 
+    prices are indications, guessed in 2026-11, not looked up; give yours with --gpu-catalogue
     rent         tier    $/h  headroom GiB  tokens/s  $ per million tokens
     3xA100-80GB  16bit  4.20          30.8        10                 116.7
     2xH100       8bit   4.80          40.1         2                 666.7
@@ -42,10 +43,23 @@ def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Li
         Line(""),
         Line(
             f"what to rent for {plan.context_tokens} tokens x {plan.batch}, balanced placement, "
-            f"the {most} cheapest of each tier; prices and speeds are estimates"
+            f"the {most} cheapest of each tier; speeds are estimates"
         ),
+        Line(_origin(shown)),
         *table_lines(head, cells, right=range(2, 6)),
     ]
+
+
+def _origin(shown: Sequence[RentRow]) -> str:
+    """Whose prices these are, and of when: no date of ours on what somebody gave."""
+    guessed = [row.price_guessed for row in shown if row.price_guessed is not None]
+    given = dict.fromkeys(row.gpu for row in shown if row.price_guessed is None)
+    if not guessed:
+        return "prices are those of --gpu-catalogue"
+    what = f"indications, guessed in {guessed[0]}, not looked up"
+    if not given:
+        return f"prices are {what}; give yours with --gpu-catalogue"
+    return f"prices of {', '.join(given)} are those of --gpu-catalogue, the others {what}"
 
 
 def _price(usd: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_multigpu.errors import UsageError
-from pytest_multigpu.planning.catalogue import CATALOGUE, find, merge_catalogue
+from pytest_multigpu.planning.catalogue import CATALOGUE, PRICES_GUESSED, find, merge_catalogue
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.units import GIB, MIB
 
@@ -77,14 +77,18 @@ def test_a_file_changes_and_adds_types() -> None:
         "_comment_why": "ours",
         "h100": {"price": 1.99, "_comment_price": "spot"},
         "Big": {"total": 10**11, "bandwidth": 2000, "price": 1, "capability": [9, 0]},
+        "A40": {"nvlink": 4},
     }
     merged = merge_catalogue(loaded, source="gpus.json")
-    h100, big = find("H100", merged), find("big", merged)
+    h100, big, a40 = find("H100", merged), find("big", merged), find("A40", merged)
     assert h100 is not None
-    assert h100.price_usd_hour == 1.99
+    assert (h100.price_usd_hour, h100.price_guessed) == (1.99, None)
     assert h100.total_bytes == 81559 * MIB
     assert big is not None
     assert (big.total_bytes, big.bandwidth_gb_s, big.capability) == (10**11, 2000.0, (9, 0))
+    assert big.price_guessed is None
+    assert a40 is not None
+    assert a40.price_guessed == PRICES_GUESSED
     assert len(merged) == len(CATALOGUE) + 1
     assert simulate("2xBig", merged).gpus[1].total_bytes == 10**11
 

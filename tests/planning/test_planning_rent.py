@@ -81,7 +81,12 @@ def test_a_row_in_numbers(make_llama: Make) -> None:
     alone = 1 / (read / (100e9 * 0.8))  # 10**9 bytes a second, four fifths of them in practice
     assert (row.gpu, row.count, row.tier, row.free_bytes) == ("C", 1, "16bit", card.free_bytes)
     assert row.tokens_per_second == pytest.approx(3 * alone, rel=1e-12)
-    assert row.price_usd_hour == 0.5
+    assert (row.price_usd_hour, row.price_guessed) == (0.5, None)
+    (dated,) = rent_table(
+        {"16bit": model}, context_tokens=512, batch=3,
+        catalogue=(replace(card, price_guessed="2026-11"),),
+    )  # fmt: skip
+    assert dated == replace(row, price_guessed="2026-11")
     assert row.usd_per_million_tokens == pytest.approx(0.5 / (3 * alone * 3600) * 1e6)
     used = replay(
         model,
