@@ -41,13 +41,13 @@ from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Architecture, Plan, Tier
+from pytest_multigpu.records.probe import default_layer
 from pytest_multigpu.units import MIB, gib
 
 STEPS = 8
 """Tokens generated one by one in every case."""
 FLOPS = {"16bit": 4e14, "8bit": 1e14, "4bit": 3e14}
 """A second, on one H100, for the time estimate only."""
-PROBE_LAYER = 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ def probe(loaded: Any, prompt: int, batch: int) -> None:
 
     found = []
     layers = loaded.decoder_layers
-    layer = layers[min(PROBE_LAYER, len(layers)) - 1]
+    layer = layers[default_layer(len(layers)) - 1]
     hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     tokens = torch.randint(10, 1000, (batch, prompt), device=loaded.input_device)
     decoder = loaded.model.get_decoder()

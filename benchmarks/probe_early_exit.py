@@ -20,7 +20,7 @@ import torch
 from pytest_multigpu.model.loaded import release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.probes.capture import capture, forward
-from pytest_multigpu.probes.synthetic import default_layer
+from pytest_multigpu.records.probe import default_layer
 
 
 def measure(run: Callable[[], Any], gpus: tuple[int, ...], repeats: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import inspect
 from typing import Any
 
 from ..records.model import PhasePeaks
+from ..records.probe import default_layer
 from .generation import chat_tokens
 from .kv import cache_argument
 from .loaded import LoadedModel
@@ -91,7 +92,7 @@ def _probe(loaded: LoadedModel, ids: Any, mask: Any) -> None:
     def keep(_module: Any, _args: Any, output: Any) -> None:
         kept.append((output[0] if isinstance(output, tuple) else output).detach())
 
-    handle = layers[len(layers) // 4].register_forward_hook(keep)
+    handle = layers[default_layer(len(layers)) - 1].register_forward_hook(keep)
     try:
         decoder = loaded.model.get_decoder()
         decoder(input_ids=ids, **padded_inputs(decoder, mask, ids.shape[1]), use_cache=False)

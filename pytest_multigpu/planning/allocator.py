@@ -6,7 +6,8 @@ allocator's own rules (``c10/cuda/CUDACachingAllocator.cpp``, default settings, 
 
 * sizes are rounded up to 512 bytes; up to 1 MiB they come from the small pool;
 * the driver is asked for 2 MiB (small pool), 20 MiB (below 10 MiB), else a multiple of 2 MiB;
-* the smallest free block that is large enough is taken, at equal size the lowest address;
+* the smallest free block that is large enough is taken, at equal size the lowest address
+  (the driver's to choose: see ``TOP_DOWN``);
 * a block is split if 512 bytes (small pool) or more than 1 MiB (large pool) would be left;
 * a freed block joins its free neighbours, and stays with the allocator;
 * when the driver has no more, every wholly free segment is given back and it asks once more.
@@ -26,6 +27,11 @@ SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 MIN_LARGE = 10 * MIB
 ROUND_LARGE = 2 * MIB
+TOP_DOWN = 768 * MIB
+"""Segments from about that size on get lower addresses from the driver the later they are asked
+for, smaller ones higher addresses. Between 512 and 1024 MiB by ``benchmarks/peaks.py`` on 1 to 4
+H100s (driver 580): the peaks that were measured follow from that order, and from no other."""
+_HIGHEST = 1 << 62
 
 
 class DeviceFullError(Exception):
@@ -192,10 +198,9 @@ class Allocator:
         self.reserved += size
         self._whole_free += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
-        # A gap, so that two segments never look like neighbours.
-        block = Held(self._next_address, size, small)
-        self._next_address += size + ROUND_LARGE
-        return block
+        at = self._next_address
+        self._next_address += size
+        return Held(_HIGHEST - at - size if size >= TOP_DOWN else at, size, small)
 
 
 def _is_segment(block: Held) -> bool:

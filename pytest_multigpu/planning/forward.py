@@ -16,6 +16,7 @@ attention kernel makes an additive mask of its own: see :class:`.costs.Costs`.
 from __future__ import annotations
 
 from ..records.plan import Architecture, Block
+from ..records.probe import default_layer
 from .allocator import Allocator, Held
 from .gpu import Gpu as Gpu
 from .linears import DTYPE_BYTES, Linears
@@ -50,17 +51,19 @@ class Forward:
         """One pass of ``tokens`` new tokens for each of ``batch`` sequences.
 
         :param total_tokens: tokens in the cache afterwards.
-        :param probe: without cache and head; one layer's output is kept, as a probe's hook does,
-            and scored in fp32.
+        :param probe: without cache and head; the output of the layer that a probe reads is kept,
+            as its hook does, and scored in fp32.
         """
         t = tokens * batch
         first = blocks[0][1]
         embedded = first.allocator.take(t * self.hidden * self.size)
         pairs = t * total_tokens if batch > 1 else 0
         shared = [self._mask(first, pairs, batch)] if pairs else []
-        shared += [first.allocator.take(t * self.head_dim * self.size) for _ in range(2)]
+        shared += self._angles(first.allocator, t)
         x, x_gpu = embedded, first
-        captured: tuple[Held, Gpu] | None = None
+        kept: Held | None = None
+        kept_gpu = first
+        left = default_layer(sum(block.kind == "layer" for block, _ in blocks)) if probe else 0
         for block, gpu in blocks:
             if block.kind == "layer":
                 a = gpu.allocator
@@ -84,18 +87,19 @@ class Forward:
                     a.drop(held)
                 if moved is not x:
                     a.drop(moved)
-                if x is not embedded:
+                if x is not embedded and x is not kept:
                     x_gpu.allocator.drop(x)
                 x, x_gpu = y, gpu
-                if probe and captured is None:
-                    captured = (a.take(t * self.hidden * self.size), gpu)
+                left -= 1
+                if left == 0:
+                    kept, kept_gpu = y, gpu
         norm = next((gpu for block, gpu in blocks if block.kind == "norm"), x_gpu)
         head = next((gpu for block, gpu in blocks if block.kind == "head"), norm)
         moved = x if norm is x_gpu else norm.allocator.take(t * self.hidden * self.size)
         normed = self._norm(norm.allocator, t)
         if moved is not x:
             norm.allocator.drop(moved)
-        if x is not embedded:
+        if x is not embedded and x is not kept:
             x_gpu.allocator.drop(x)
         for held in shared:
             first.allocator.drop(held)
@@ -103,21 +107,24 @@ class Forward:
         if not probe:
             self._logits(head, first, batch)
         norm.allocator.drop(normed)
-        if captured is not None:
-            held, gpu = captured
-            upcast = gpu.allocator.take(t * self.hidden * 4)
-            gpu.allocator.drop(upcast)
-            gpu.allocator.drop(held)
+        if kept is not None:
+            upcast = kept_gpu.allocator.take(t * self.hidden * 4)
+            kept_gpu.allocator.drop(upcast)
+            kept_gpu.allocator.drop(kept)
 
     def extend(self, blocks: list[tuple[Block, Gpu]], *, batch: int, total_tokens: int) -> None:
         """A decode step, caches only: what else it holds is small and there since the first.
 
-        Dequantised nf4 weights are the exception, and are replayed.
+        Dequantised nf4 weights and repeated K and V are the exceptions, and are replayed.
         """
         for block, gpu in blocks:
             if block.kind != "layer":
                 continue
             gpu.extend_cache(block, 1, batch, total_tokens)
+            if batch > 1 and self.query > self.kv and self.repeats_to_decode:
+                repeated = batch * total_tokens * self.query * self.size
+                for held in [gpu.allocator.take(repeated) for _ in range(2)]:
+                    gpu.allocator.drop(held)
             if self.tier == "4bit" and batch > gpu.costs.dequantise_above_tokens:
                 gpu.allocator.drop(gpu.allocator.take(block.load_transient_bytes))
 
@@ -143,6 +150,19 @@ class Forward:
         for held in moved:
             a.drop(held)
         a.logits = before
+
+    def _angles(self, a: Allocator, t: int) -> list[Held]:
+        """``LlamaRotaryEmbedding``: cosine and sine, made in fp32 of angles and their double."""
+        wide = t * self.head_dim * 4
+        made = [a.take(wide // 2), a.take(wide)]
+        for _ in range(2):
+            unscaled = a.take(wide)
+            made.append(a.take(wide))
+            a.drop(unscaled)
+        narrow = [a.take(t * self.head_dim * self.size) for _ in range(2)]
+        for held in made:
+            a.drop(held)
+        return narrow
 
     @staticmethod
     def _mask(gpu: Gpu, pairs: int, batch: int) -> Held:
@@ -198,12 +218,12 @@ class Forward:
         a.drop(statistics)
         for held in reversed(beside):
             a.drop(held)
-        a.drop(q_rotated)
+        out = linear(a, gpu.costs, t, self.hidden, self.query)
+        a.drop(attended)
+        a.drop(q_rotated)  # the attention's frame holds it to its end
         if not keep_cache:
             a.drop(k_rotated)
             a.drop(v)
-        out = linear(a, gpu.costs, t, self.hidden, self.query)
-        a.drop(attended)
         a.drop(normed)
         residual = a.take(hidden)
         a.drop(out)

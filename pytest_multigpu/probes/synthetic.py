@@ -1,16 +1,9 @@
-"""A seeded probe for a model that has none. Imports :mod:`.probe`; numpy inside functions."""
+"""A seeded probe for a model that has none. Imports records, :mod:`.probe`; numpy in functions."""
 
 from __future__ import annotations
 
+from ..records.probe import default_layer
 from .probe import Aggregation, Probe, Site, TokenMask
-
-DEPTH = 22 / 80
-"""Where the published deception probes of Llama-3.3-70B read: ``hidden_states[22]`` of 80."""
-
-
-def default_layer(num_layers: int) -> int:
-    """``hidden_states`` index at 22/80 of the depth, at least 1."""
-    return max(1, round(DEPTH * num_layers))
 
 
 def synthetic_probe(

@@ -1,4 +1,4 @@
-"""What was measured of a probe on a model: readings, before any judgement.
+"""What was measured of a probe on a model: readings, before any judgement; and where one reads.
 
 Imports the standard library only.
 """
@@ -6,6 +6,14 @@ Imports the standard library only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+DEPTH = 22 / 80
+"""Where the published deception probes of Llama-3.3-70B read: ``hidden_states[22]`` of 80."""
+
+
+def default_layer(num_layers: int) -> int:
+    """``hidden_states`` index at 22/80 of the depth, at least 1."""
+    return max(1, round(DEPTH * num_layers))
 
 
 @dataclass(frozen=True, kw_only=True)

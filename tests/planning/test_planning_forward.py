@@ -145,7 +145,7 @@ def test_logits_are_made_on_the_heads_gpu_and_used_on_the_first(make_llama: Make
 def test_a_decode_step_of_many_sequences_dequantises(
     tier: Tier, over: int, grown: int, make_llama: Make
 ) -> None:
-    model = make_llama(tier, layers=1)
+    model = replace(make_llama(tier, layers=1), repeats_kv_to_decode=False)
     gpu = Gpu(allocator=Allocator(), costs=HOPPER)
     batch = HOPPER.dequantise_above_tokens + over
     blocks = [(block, gpu) for block in model.blocks]
@@ -156,12 +156,23 @@ def test_a_decode_step_of_many_sequences_dequantises(
 
 
 def test_16_bit_decode_steps_take_their_cache_alone(make_llama: Make) -> None:
-    model = make_llama(layers=1)
+    model = replace(make_llama(layers=1), repeats_kv_to_decode=False)
     model = replace(model, blocks=tuple(replace(b, load_transient_bytes=GIB) for b in model.blocks))
     gpu = Gpu(allocator=Allocator(), costs=HOPPER)
     blocks = [(block, gpu) for block in model.blocks]
     Forward(model, logits_rows=1).extend(blocks, batch=17, total_tokens=8)
     assert gpu.allocator.peak_allocated == 8 * 4096 * 17
+
+
+def test_decode_steps_repeat_k_and_v_for_all_query_heads(make_llama: Make) -> None:
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+    blocks = [(block, gpu) for block in make_llama(layers=1).blocks]
+    for batch, repeated in ((1, 0), (16, 2 * 16 * 1024 * 8192 * 2)):
+        gpu = Gpu(allocator=Allocator(), costs=HOPPER)
+        blocks = [(block, gpu) for block, _ in blocks]
+        Forward(make_llama(layers=1), logits_rows=1).extend(blocks, batch=batch, total_tokens=1024)
+        assert gpu.allocator.allocated == batch * 1024 * 4096
+        assert gpu.allocator.peak_allocated == batch * 1024 * 4096 + repeated
 
 
 def test_a_windows_cache_after_a_decode_step_of_two_sequences(make_llama: Make) -> None:
@@ -239,8 +250,8 @@ def test_every_layer_on_a_second_gpu_has_a_copy_of_the_mask(make_llama: Make) ->
     Forward(model, logits_rows=1).run(
         list(place.items()), tokens=T, batch=2, total_tokens=T, probe=True
     )
-    # Alone it holds embeddings and the first layer's output too, and no copies.
-    assert second.allocator.peak_allocated == one.allocator.peak_allocated - 2 * 2 * H
+    # Alone it holds embeddings too, and no copies.
+    assert second.allocator.peak_allocated == one.allocator.peak_allocated - 2 * H
     assert first.allocator.allocated == second.allocator.allocated == 0
 
 

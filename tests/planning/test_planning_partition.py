@@ -246,9 +246,9 @@ WIDE = {"layers": 8, "heads": 8, "hidden": 512, "intermediate": 4096, "kv_heads"
         # Logits in fp32 are made on the first GPU: 64 sequences of 200,000 weigh some layers.
         ("16bit", "2x8GiB", {"vocab": 200_000}, 64, 64, 2),
         ("16bit", "2x8GiB", {"intermediate": 1024, "vocab": 200_000}, 64, 64, 1),
-        # A prompt takes more on the first GPU, or on the second; or all it has.
-        ("4bit", "2x8GiB", {"hidden": 1024, "vocab": 1000}, 8000, 1, 5),
-        ("16bit", "1x6GiB+1x8GiB", {"kv_heads": 8, "vocab": 64_000}, 1024, 32, 2),
+        # A prompt takes more on the first GPU, or all it has.
+        ("4bit", "2x8GiB", {"hidden": 1024, "vocab": 1000}, 8000, 1, 1),
+        ("16bit", "1x6GiB+1x8GiB", {"kv_heads": 8, "vocab": 64_000}, 1024, 32, 1),
         ("4bit", "1x6GiB+1x8GiB", {"hidden": 1024, "intermediate": 8192, "vocab": 1000},
          8000, 32, 0),
     ],

@@ -199,12 +199,12 @@ def test_given_costs_replace_the_table(make_llama: Make) -> None:
 def test_cached_memory_is_given_back_before_it_is_refused(make_llama: Make) -> None:
     """Between what tensors need and what the allocator would like to keep there is room."""
     model = make_llama(**SHAPE)
-    roomy = plan(model, machine(8 * GIB), {"": 0}, context=8192)
+    roomy = plan(model, machine(8 * GIB), {"": 0}, context=16384)
     peak = roomy.devices[0].peak_bytes
     squeezed = [
         found
         for less in range(2, 400, 14)
-        if (found := plan(model, machine(peak - less * MIB), {"": 0}, context=8192)).fits
+        if (found := plan(model, machine(peak - less * MIB), {"": 0}, context=16384)).fits
     ]
     assert squeezed
     assert all(one.devices[0].peak_bytes <= one.devices[0].limit_bytes for one in squeezed)

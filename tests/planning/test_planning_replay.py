@@ -80,19 +80,20 @@ def test_the_first_step_takes_small_blocks_that_the_prompt_did_not(make_llama: M
 
 
 def test_a_probe_starts_from_the_loaded_model_and_keeps_a_layers_output(make_llama: Make) -> None:
-    model = make_llama(**{**ONE, "hidden": 1024, "layers": 2})
+    model = make_llama(**{**ONE, "hidden": 1024, "layers": 4})
     placed = {block.name: 0 for block in model.blocks}
     loaded = Loaded(model, placed, {0: BARE})
-    whole = loaded.run(context_tokens=20_000, batch=1)[0].peaks
-    # 39 MiB of a layer's output, and more of it in fp32, against 10 MiB of cache.
-    assert whole.probe_bytes > whole.prefill_bytes + 39 * MIB
-    shorter = loaded.run(context_tokens=20_000, batch=1, new_tokens=10_000)[0].peaks
-    assert shorter.probe_bytes < whole.probe_bytes - 39 * MIB
     use, without = (
         loaded.run(context_tokens=20_000, batch=1, probe=probe)[0] for probe in (True, False)
     )
-    assert without.peaks == replace(whole, probe_bytes=0)
-    assert use.least_bytes > without.least_bytes + 39 * MIB
+    assert without.peaks == replace(use.peaks, probe_bytes=0)
+    assert without.least_bytes <= use.least_bytes
+    # 39 MiB of the first layer's output, when a later layer is at its worst; no cache.
+    more = use.parts["probe"].activations_bytes - use.parts["prefill"].activations_bytes
+    assert 38 * MIB <= more < 41 * MIB
+    assert use.parts["probe"].kv_bytes == 0
+    shorter = loaded.run(context_tokens=20_000, batch=1, new_tokens=10_000)[0]
+    assert shorter.peaks.probe_bytes < use.peaks.probe_bytes - 39 * MIB
 
 
 def test_loading_alone_does_not_depend_on_the_context(make_llama: Make) -> None:

@@ -22,7 +22,8 @@ from pytest_multigpu.probes.reference import (
     relative_error,
 )
 from pytest_multigpu.probes.scoring import score_activations
-from pytest_multigpu.probes.synthetic import default_layer, synthetic_probe
+from pytest_multigpu.probes.synthetic import synthetic_probe
+from pytest_multigpu.records.probe import default_layer
 
 HIDDEN = 512
 FORMATS = (
