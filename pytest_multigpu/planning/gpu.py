@@ -53,10 +53,7 @@ class Gpu:
         :param total: keys.
         :param size: bytes of a number in the model's dtype.
         """
-        a, costs = self.allocator, self.costs
-        inverted = a.take(pairs)
-        held = [a.take(pairs * size) for _ in range(costs.mask_copy)]
-        a.drop(inverted)
+        held = [self.allocator.take(pairs * size) for _ in range(self.costs.mask_copy)]
         return [*held, *self.mask_aligned(pairs, total, size)]
 
     def mask_aligned(self, pairs: int, total: int, size: int) -> list[Held]:

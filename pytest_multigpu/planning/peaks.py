@@ -7,16 +7,21 @@ The numbers come from a replay of the session (:mod:`.replay`), the sentences fr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal
 
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan
+from .allocator import OTHER_ORDERS
 from .barred import why_barred
 from .costs import CPU, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
 from .reasons import reasons
 from .replay import NEW_TOKENS, Loaded, Use, kv_bytes, replay
 from .search import Fit
+
+NEAR = 0.9
+"""Of a GPU's room: from there on a plan must fit in whatever order the driver gives addresses."""
 
 
 def room(free_bytes: int) -> int:
@@ -51,12 +56,12 @@ class Predictor:
         self.cards = {i: visible[i] for i in indices if i < len(visible)}
         self.limits = {i: self.cards[i].free_bytes if i in self.cards else 0 for i in indices}
         self.rooms = {i: room(limit) for i, limit in self.limits.items()}
-        prices = {
+        self._prices = {
             i: (costs or {}).get(i)
             or costs_for(self.cards[i].capability if i in self.cards else None)
             for i in indices
         }
-        self._loaded = Loaded(architecture, self.placed, prices)
+        self._loaded = Loaded(architecture, self.placed, self._prices)
 
     def plan(
         self,
@@ -120,6 +125,11 @@ class Predictor:
             # While loading, the plan counts less outside the allocator than this limit does.
             if 0 < use.missing_at_load_bytes <= self._loaded.costs[index].module_bytes:
                 short = bool(self._used(context_tokens, batch, NEW_TOKENS)[2])
+        if not short and self._is_near(used):
+            short = any(
+                self._used_by(loaded, context_tokens, batch, NEW_TOKENS)[2]
+                for loaded in self._others
+            )
         barred = why_barred(self.architecture, self.cards, context_tokens)
         return Fit(
             fits=not short and not self.offloaded and not barred,
@@ -128,16 +138,39 @@ class Predictor:
             ),
         )
 
+    @cached_property
+    def _others(self) -> tuple[Loaded, ...]:
+        """The same with addresses in another order, which decides between equal free blocks."""
+        return tuple(
+            Loaded(self.architecture, self.placed, self._prices, top_down=order)
+            for order in OTHER_ORDERS
+        )
+
+    def _is_near(self, used: Mapping[int, Use]) -> bool:
+        return any(use.peaks.worst_bytes > NEAR * self.rooms[i] for i, use in used.items())
+
     def _used(
         self, context_tokens: int, batch: int, new_tokens: int
     ) -> tuple[dict[int, Use], dict[int, Use], dict[int, int]]:
-        """By GPU: its use without a limit, and under its own; what those that are short lack."""
-        free = self._loaded.run(context_tokens=context_tokens, batch=batch, new_tokens=new_tokens)
+        """By GPU: its use without a limit, and under its own; what those that are short lack,
+        here or, near the limit, with addresses in another order."""
+        found = self._used_by(self._loaded, context_tokens, batch, new_tokens)
+        if found[2] or not self._is_near(found[1]):
+            return found
+        others = (
+            self._used_by(loaded, context_tokens, batch, new_tokens) for loaded in self._others
+        )
+        return next((other for other in others if other[2]), found)
+
+    def _used_by(
+        self, loaded: Loaded, context_tokens: int, batch: int, new_tokens: int
+    ) -> tuple[dict[int, Use], dict[int, Use], dict[int, int]]:
+        free = loaded.run(context_tokens=context_tokens, batch=batch, new_tokens=new_tokens)
         tight = {i for i, use in free.items() if use.peaks.worst_bytes > self.rooms[i]}
         if not tight:
             return free, free, {}
         # Near its limit torch gives cached memory back and asks again: that may still do.
-        used = self._loaded.run(
+        used = loaded.run(
             context_tokens=context_tokens, batch=batch, new_tokens=new_tokens, limits=self.rooms
         )
         short = {

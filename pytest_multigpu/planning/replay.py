@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..records.plan import Architecture, Block, Parts, Peaks
-from .allocator import Allocator, DeviceFullError, Held
+from .allocator import TOP_DOWN, Allocator, DeviceFullError, Held
 from .costs import Costs
 from .gpu import Gpu
 from .load import load, scratch_sizes
@@ -83,11 +83,17 @@ class Loaded:
         architecture: Architecture,
         placed: Mapping[str, int | str],
         costs: Mapping[int, Costs],
+        *,
+        top_down: int = TOP_DOWN,
     ) -> None:
-        """:param placed: a key for each block; those on cpu or disk run on the first GPU."""
+        """
+        :param placed: a key for each block; those on cpu or disk run on the first GPU.
+        :param top_down: the order in which the driver gives addresses, see :mod:`.allocator`.
+        """
         indices = sorted({place for place in placed.values() if isinstance(place, int)})
         self.architecture = architecture
         self.costs = {index: costs[index] for index in indices}
+        self._top_down = top_down
         self._blocks = {
             index: [block for block in architecture.blocks if placed[block.name] == index]
             for index in indices
@@ -194,7 +200,7 @@ class Loaded:
         return gpus
 
     def _load(self, index: int, limit: int | None) -> _Gpu:
-        gpu = _Gpu(allocator=_Forgiving(limit), costs=self.costs[index])
+        gpu = _Gpu(allocator=_Forgiving(limit, top_down=self._top_down), costs=self.costs[index])
         load(gpu, self.architecture, self._blocks[index])
         return gpu
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_multigpu.planning.allocator import OTHER_ORDERS, TOP_DOWN
 from pytest_multigpu.planning.costs import CPU, HOPPER, OTHER, Costs
-from pytest_multigpu.planning.peaks import Predictor, predict
-from pytest_multigpu.planning.replay import replay
+from pytest_multigpu.planning.peaks import Predictor, predict, room
+from pytest_multigpu.planning.replay import Loaded, replay
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
 from pytest_multigpu.units import GIB, MIB
@@ -198,13 +199,13 @@ def test_given_costs_replace_the_table(make_llama: Make) -> None:
 
 def test_cached_memory_is_given_back_before_it_is_refused(make_llama: Make) -> None:
     """Between what tensors need and what the allocator would like to keep there is room."""
-    model = make_llama(**SHAPE)
-    roomy = plan(model, machine(8 * GIB), {"": 0}, context=16384)
+    model = make_llama("8bit", **SHAPE)
+    roomy = plan(model, machine(8 * GIB), {"": 0}, context=2048, batch=16)
     peak = roomy.devices[0].peak_bytes
     squeezed = [
         found
         for less in range(2, 400, 14)
-        if (found := plan(model, machine(peak - less * MIB), {"": 0}, context=16384)).fits
+        if (found := plan(model, machine(peak - less * MIB), {"": 0}, context=2048, batch=16)).fits
     ]
     assert squeezed
     assert all(one.devices[0].peak_bytes <= one.devices[0].limit_bytes for one in squeezed)
@@ -366,3 +367,30 @@ def test_what_is_left_is_the_tightest_gpus(make_llama: Make) -> None:
     cpu = Predictor(make_llama("cpu", **SHAPE), {"": "cpu"}, Machine())
     told = cpu.fit(context_tokens=512, batch=1)
     assert (told.fits, told.spare_bytes) == (True, 0)
+
+
+def test_near_its_limit_a_plan_must_fit_in_every_order_of_addresses(make_llama: Make) -> None:
+    """Which of two equal free blocks is taken decides what they are cut into later."""
+    model = make_llama("4bit", **{**SHAPE, "hidden": 4096, "intermediate": 16384, "heads": 32})
+    placed = {block.name: 0 for block in model.blocks}
+
+    def missing(free_bytes: int, order: int) -> int:
+        loaded = Loaded(model, placed, {0: OTHER}, top_down=order)
+        return loaded.run(context_tokens=8192, batch=1, limits={0: free_bytes})[0].missing_bytes
+
+    free = 2700 * MIB
+    assert [missing(room(free), order) > 0 for order in (TOP_DOWN, *OTHER_ORDERS)] == [
+        False, True, False,
+    ]  # fmt: skip
+    refused = plan(model, machine(free), {"": 0}, context=8192)
+    assert not refused.fits
+    lacks = missing(room(free), OTHER_ORDERS[0])
+    assert refused.devices[0].peak_bytes > free - MIB
+    assert refused.reasons[0].startswith("GPU 0 lacks ")
+    assert lacks > 0
+    assert not Predictor(model, {"": 0}, machine(free)).fit(context_tokens=8192, batch=1).fits
+    # With room for the worst of them it fits, and is predicted in the usual order.
+    roomy = plan(model, machine(free + 2 * lacks), {"": 0}, context=8192)
+    assert roomy.fits
+    usual = Loaded(model, placed, {0: OTHER}).run(context_tokens=8192, batch=1)[0]
+    assert roomy.devices[0].peak_bytes == usual.peaks.worst_bytes
