@@ -252,6 +252,7 @@ def main() -> int:
     chosen += [HEALTHY[i % len(HEALTHY)] for i in range(options.healthy)]
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
+    known = {fault.name for fault in [*FAULTS, *HEALTHY]}
     began = time.monotonic()
     results = []
     jobs = options.jobs or (4 if options.gpu else 2)
@@ -261,8 +262,8 @@ def main() -> int:
         print(f"{mark} {one.seconds:5.1f} s  {one.name}", flush=True)
         if not one.ok or one.exit is None:
             print(f"       expected {one.expected}\n       said {one.actual}\n       {one.why}")
+        _write(options, results, known)  # a campaign that is cut short leaves what it knew
     print(f"{summary(results)}; {time.monotonic() - began:.0f} s")
-    _write(options, results, {fault.name for fault in [*FAULTS, *HEALTHY]})
     return 0 if results and all(one.ok for one in results) else 1
 
 

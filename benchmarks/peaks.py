@@ -4,6 +4,7 @@
     python benchmarks/peaks.py --tiers 4bit --gpus 1 --contexts 128,2048 --batches 1
     python benchmarks/peaks.py --dry-run --simulate 4xH100          # predictions only, no GPU
     python benchmarks/peaks.py --beside                             # 1 and 2 GPUs side by side
+    python benchmarks/peaks.py --again results/peaks-h100x4.json --simulate 4xH100 --out FILE
 
 For each tier and number of GPUs the model is loaded once (balanced placement, weights
 synthesised), then every context and batch is generated with ``model.generate`` and probed, the
@@ -12,6 +13,8 @@ as the plan takes them to be. Measured is the largest NVML ``used`` in the phase
 may run on the GPUs; ``--beside`` runs smaller numbers of GPUs side by side, each on its own. A case
 that the plan refuses is not run; one that would take longer than ``--seconds`` by a rough estimate
 neither: both are listed as such. Written after every case to ``OUT.json`` and ``OUT.md``.
+``--again`` measures nothing: it puts the predictions of this commit beside peaks measured earlier,
+of the GPU that was the worst one then.
 """
 
 from __future__ import annotations
@@ -40,12 +43,13 @@ from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
-from pytest_multigpu.records.plan import Architecture, Plan, Tier
+from pytest_multigpu.records.plan import Architecture, DevicePlan, Plan, Tier
 from pytest_multigpu.records.probe import default_layer
 from pytest_multigpu.units import MIB, gib
 
 STEPS = 8
 """Tokens generated one by one in every case."""
+AGAIN = "; measured earlier, predicted by this commit"
 FLOPS = {"16bit": 4e14, "8bit": 1e14, "4bit": 3e14}
 """A second, on one H100, for the time estimate only."""
 
@@ -178,19 +182,13 @@ def measure(plan: Plan, phase: str, used: list[int], stamp: dict[str, Any]) -> C
     rows = []
     for device in plan.devices:
         i = int(device.device.removeprefix("cuda:"))
-        peaks = device.peaks
-        predicted = {
-            "load": peaks.load_bytes,
-            "generate": max(peaks.prefill_bytes, peaks.decode_bytes),
-            "probe": peaks.probe_bytes,
-        }[phase]
         rows.append(
             Case(
                 **stamp,
                 phase=phase,
                 outcome="measured",
                 gpu=i,
-                predicted_bytes=predicted,
+                predicted_bytes=predicted(device, phase),
                 measured_bytes=used[i],
                 reserved_bytes=torch.cuda.max_memory_reserved(i),
                 allocated_bytes=torch.cuda.max_memory_allocated(i),
@@ -356,10 +354,41 @@ def table(cases: list[Case], hardware: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def predicted_again(cases: Sequence[Case], machine: Machine, model: str) -> Iterator[Case]:
+    """The same measurements beside this commit's predictions."""
+    resolved = resolve_config(model)
+    for case in cases:
+        if case.outcome != "measured":
+            yield case
+            continue
+        architecture = describe(resolved, tier=case.tier)  # type: ignore[arg-type]
+        own = first_gpus(machine, case.gpus)
+        placed = balanced(architecture, own, context_tokens=2048, batch=1)
+        context, batch = case.context_tokens or 128, case.batch or 1
+        plan = plan_of(architecture, own, placed, context, batch)
+        device = next(d for d in plan.devices if d.device == f"cuda:{case.gpu}")
+        yield replace(case, predicted_bytes=predicted(device, case.phase))
+
+
+def predicted(device: DevicePlan, phase: str) -> int:
+    peaks = device.peaks
+    return {
+        "load": peaks.load_bytes,
+        "generate": max(peaks.prefill_bytes, peaks.decode_bytes),
+        "probe": peaks.probe_bytes,
+    }[phase]
+
+
 def cases_of(
     counts: Sequence[int], machine: Machine, arguments: argparse.Namespace, used: Any
 ) -> Iterator[Case]:
     """Every case of every tier and number of GPUs."""
+    if arguments.again:
+        fields_ = {field.name for field in fields(Case)}
+        rows = json.loads(arguments.again.read_text())["cases"]
+        known = [Case(**{k: v for k, v in row.items() if k in fields_}) for row in rows]
+        yield from predicted_again(known, machine, arguments.model)
+        return
     groups = [(tier, count) for count in counts for tier in arguments.tiers]
     if arguments.beside:
         yield from run_beside(groups, machine, arguments)
@@ -384,6 +413,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="skip slower cases")
     parser.add_argument("--out", type=Path, default=Path("results/peaks"))
     parser.add_argument("--beside", action="store_true", help="runs side by side, on GPUs each")
+    parser.add_argument("--again", type=Path, help="predict anew beside what that file measured")
     parser.add_argument("--dry-run", action="store_true", help="predictions only")
     parser.add_argument("--simulate", help="a machine that isn't there, with --dry-run")
     arguments = parser.parse_args()
@@ -398,7 +428,10 @@ def main() -> int:
     if not machine.visible:
         print(machine.problem or "no GPU is visible", file=sys.stderr)
         return 1
-    if arguments.dry_run:
+    if arguments.again:
+        measured = json.loads(arguments.again.read_text())["hardware"].removesuffix(AGAIN)
+        hardware = measured + AGAIN
+    elif arguments.dry_run:
         hardware = machine.simulated or machine.visible_gpus[0].name
     else:
         used = UsedMemory(machine)
