@@ -1,9 +1,9 @@
 """Every limit that the interconnect and arithmetic checks apply, in one place. Imports nothing.
 
-A sibling is a GPU of the same model on the same machine, or a pair with the same link. In twelve
-runs on two sound H100s (results/h100x2-quick-runs.md) the slowest had 0.94 of the fastest in
-products, 0.93 in memory, 0.83 between the GPUs and 0.8 from the host, but for one burst of somebody
-else's at 0.42.
+A sibling is a GPU of the same model on the same machine, or a pair with the same link. In twenty
+runs on four sound H100s (results/h100x4-quick-runs.json) the slowest had at least 0.94 of the
+fastest in products, 0.90 in memory, 0.93 between the GPUs and 0.94 from the host; on a shared host
+(results/h100x2-quick-runs.md) 0.83 between them and, in somebody else's burst, 0.42 from the host.
 """
 
 from __future__ import annotations
