@@ -104,6 +104,10 @@ def test_each_kind_of_remedy_in_words() -> None:
     )
     (shorter,) = offers("1x80GiB", context=200_000)[:1]
     assert shorter == "--gpu-context=131072 is the longest that fits as placed"
+    # Where fewer sequences fit here, no machine is named for them.
+    few = offers("4xH100", model="llama-3.3-70b", tier="4bit", context=131_072, batch=64)
+    assert [text.partition(" fits")[0] for text in few][-1].endswith("--gpu-batch=1")
+    assert not any(text.startswith("rent ") for text in few)
     rent = offers("1xT4", context=200_000)[-1]
     assert re.fullmatch(
         r"rent \dx\S+: with --gpu-context=131072 --gpu-placement=balanced "

@@ -234,19 +234,25 @@ class _Search:
             count = max(count + 1, fewest(shared, own, free))
 
     def _to_rent(self) -> str:
-        """The cheapest of the catalogue; for less than was asked for where nothing has room."""
+        """The cheapest of the catalogue; for less than was asked for where nothing has room,
+        unless this machine has room for that."""
         plan = self.plan
         tiers = GPU_TIERS[GPU_TIERS.index(plan.architecture.tier) :]
         tokens = plan.context_tokens
         most = min(tokens, plan.architecture.max_context or tokens)
         for context, batch in dict.fromkeys([(most, plan.batch), (most, 1)]):
+            shorter = "" if context == tokens else f"--gpu-context={context} "
+            fewer = "" if batch == plan.batch else f"--gpu-batch={batch} "
+            here = self._spread(plan.architecture, tokens=context, batch=batch)
+            if here is not None:  # for that nothing is to be rented
+                less = f"{self.placement}{shorter}{fewer}"
+                return f"{less}fits: {fullest(here)}" if shorter else ""
             for tier in tiers:
                 architecture = self.architectures.get(tier)
                 if architecture is None:
                     continue
                 changes = "" if tier == plan.architecture.tier else f"--gpu-tier={tier} "
-                changes += "" if context == tokens else f"--gpu-context={context} "
-                changes += "" if batch == plan.batch else f"--gpu-batch={batch} "
+                changes += f"{shorter}{fewer}"
                 for row in rent_table(
                     {tier: architecture},
                     context_tokens=context,
