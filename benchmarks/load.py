@@ -4,10 +4,10 @@
 ``/dev/shm`` (16 threads), loads it alternately with both loaders in 16, 8 and 4 bit, synthesises
 it as well, and prints JSON: seconds of every run, medians, ratios, rates, host memory, peaks.
 
-``--compare`` loads both side by side and compares every tensor and statistic with
-``torch.equal``. ``--readers`` measures fastsafetensors and runai-model-streamer, where they are
-installed, beside a bare parallel read. ``--cold`` drops the files from the page cache before each
-run (give ``--folder`` on a disk). Without GPUs it runs on the CPU, to try it out.
+``--compare`` loads both side by side (the last round of stock's) and compares every tensor and
+statistic with ``torch.equal``. ``--readers`` measures fastsafetensors and runai-model-streamer,
+where they are installed, beside a bare parallel read. ``--cold`` drops the files from the page
+cache before each run (give ``--folder`` on a disk). Without GPUs it runs on the CPU, to try it out.
 
 The 70B takes 141 GB of ``/dev/shm``; with ``--layers N`` it takes about 4.2 + 1.71 N GB.
 """
@@ -199,6 +199,14 @@ def drop_from_cache(folder: Path) -> None:
 def one_load(
     resolved: ResolvedModel, tier: str, places: dict[str, int | str], weights: str, loader: str
 ) -> dict[str, Any]:
+    loaded, report = timed_load(resolved, tier, places, weights, loader)
+    release(loaded)
+    return report
+
+
+def timed_load(
+    resolved: ResolvedModel, tier: str, places: dict[str, int | str], weights: str, loader: str
+) -> tuple[LoadedModel, dict[str, Any]]:
     started = time.perf_counter()
     with HostMemory() as host:
         loaded = load_model(
@@ -222,8 +230,7 @@ def one_load(
         },
         "weights_bytes": {entry.device: entry.weights_bytes for entry in loaded.placement.devices},
     }
-    release(loaded)
-    return report
+    return loaded, report
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -268,21 +275,15 @@ def every_tensor(model: Any) -> Iterator[tuple[str, Any]]:
 
 def compare(
     resolved: ResolvedModel, tier: str, places: dict[str, int | str], weights: str
-) -> dict[str, Any]:
-    """Both loaders' models side by side on the same devices, tensor by tensor."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both loaders' models side by side on the same devices, tensor by tensor.
+
+    :return: what was compared, and the report of the stock loader's run.
+    """
     import torch
 
-    def load(loader: str) -> LoadedModel:
-        return load_model(
-            resolved,
-            tier=tier,  # type: ignore[arg-type]
-            device_map=places,
-            weights=weights,  # type: ignore[arg-type]
-            loader=loader,  # type: ignore[arg-type]
-        )
-
-    ours = load("pytest-multigpu")
-    stock = load("transformers")
+    ours, _ = timed_load(resolved, tier, places, weights, "pytest-multigpu")
+    stock, report = timed_load(resolved, tier, places, weights, "transformers")
     mine, theirs = dict(every_tensor(ours.model)), dict(every_tensor(stock.model))
     different = [
         name
@@ -302,7 +303,7 @@ def compare(
     del mine, theirs
     release(ours)
     release(stock)
-    return result
+    return result, report
 
 
 # -- readers alone ------------------------------------------------------------------------------
@@ -501,7 +502,7 @@ def main() -> int:
             runs = alternate(rounds, partial(one_load, resolved, tier, places, "synthetic"))
             record("synthesised", tier, summary(runs))
             if options.compare:
-                record("synthesised_equal", tier, compare(resolved, tier, places, "synthetic"))
+                record("synthesised_equal", tier, compare(resolved, tier, places, "synthetic")[0])
     if not options.no_checkpoint:
         with checkpoint(options, resolved) as folder:
             on_disk = resolve_config(str(folder))
@@ -551,11 +552,17 @@ def measure_all(
         )
     for tier in options.tiers:
         print(f"checkpoint, {tier}", file=sys.stderr)
-        rounds = {"pytest-multigpu": options.rounds, "transformers": options.stock_rounds}
+        # The stock loader takes minutes: the run that is compared is its last round, or its only.
+        stock_rounds = options.stock_rounds - bool(options.compare)
+        rounds = {"pytest-multigpu": options.rounds, "transformers": max(0, stock_rounds)}
         runs = alternate(rounds, partial(load, tier))
         record("checkpoint", tier, summary(runs))
         if options.compare:
-            record("checkpoint_equal", tier, compare(on_disk, tier, places, "checkpoint"))
+            prepared()
+            equal, stock = compare(on_disk, tier, places, "checkpoint")
+            runs["transformers"].append(stock)
+            record("checkpoint_equal", tier, equal)
+            record("checkpoint", tier, summary(runs))
 
 
 if __name__ == "__main__":

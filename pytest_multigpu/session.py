@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -180,8 +180,16 @@ class GpuSession:
         """What the CUDA worker measured; waits for it."""
         worker = self._start_worker()
         if self._wanted.model:
-            import torch  # noqa: F401  (needed soon, and now there is time for it)
+            self._import_ahead()
         return replace(worker.report(), unused=self._unused)
+
+    def _import_ahead(self) -> None:
+        """What loading needs soon takes seconds to import, and while the worker measures there is
+        time for it. What can't be imported is the load's to tell."""
+        from .model.loading import import_all
+
+        with _unwarned(), suppress(ImportError, MultiGpuError):
+            import_all(self.plans.resolved)
 
     @cached_property
     def _unused(self) -> frozenset[int]:

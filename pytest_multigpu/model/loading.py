@@ -130,6 +130,18 @@ def load_model(
         raise shown from (error if type(shown) is LoadError else None)
 
 
+def import_all(resolved: ResolvedModel) -> None:
+    """Imports what loading this model takes, but for its quantiser. Touches no GPU.
+
+    :raises UsageError: transformers knows no such model.
+    """
+    import accelerate  # noqa: F401
+
+    from .meta import _causal_lm_class, load_config
+
+    _causal_lm_class(resolved, load_config(resolved))
+
+
 def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
     if weights == "synthetic":
         return None
