@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -180,16 +180,21 @@ class GpuSession:
         """What the CUDA worker measured; waits for it."""
         worker = self._start_worker()
         if self._wanted.model:
-            self._import_ahead()
+            self._imported  # noqa: B018
         return replace(worker.report(), unused=self._unused)
 
-    def _import_ahead(self) -> None:
-        """What loading needs soon takes seconds to import, and while the worker measures there is
-        time for it. What can't be imported is the load's to tell."""
+    @cached_property
+    def _imported(self) -> bool:
+        """Whether what loading needs is there: it takes seconds to import, and while the worker
+        measures there is time for it. What can't be imported is the load's to tell."""
         from .model.loading import import_all
 
-        with _unwarned(), suppress(ImportError, MultiGpuError):
-            import_all(self.plans.resolved)
+        try:
+            with _unwarned():
+                import_all(self.plans.resolved)
+        except (ImportError, MultiGpuError):
+            return False
+        return True
 
     @cached_property
     def _unused(self) -> frozenset[int]:

@@ -152,4 +152,5 @@ def test_what_loading_needs_is_imported_while_the_worker_measures(
         session.start(wanted)
         # An import that fails is the load's to tell.
         assert session.worker_report().failure is None
+        assert session.worker_report().failure is None  # and it is asked for once
         assert asked == names
