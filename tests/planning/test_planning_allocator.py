@@ -8,7 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_multigpu.planning.allocator import Allocator, DeviceFullError, Held
+from pytest_multigpu.planning.allocator import (
+    OTHER_ORDERS,
+    TOP_DOWN,
+    Allocator,
+    DeviceFullError,
+    Held,
+)
 from pytest_multigpu.units import MIB
 
 
@@ -225,3 +231,35 @@ def test_a_copy_does_what_the_original_would(steps: list[tuple[int, int, bool]],
     copies = [original.copy(), original.copy()]
     expected = go_on(original)
     assert [go_on(twin) for twin in copies] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("size", "top_down", "taken"),
+    [
+        (64 * MIB, TOP_DOWN, 0),
+        (TOP_DOWN - 2 * MIB, TOP_DOWN, 0),
+        (TOP_DOWN, TOP_DOWN, 2),
+        (3 * TOP_DOWN, TOP_DOWN, 2),
+        # All top down; none.
+        (64 * MIB, OTHER_ORDERS[0], 2),
+        (3 * TOP_DOWN, OTHER_ORDERS[1], 0),
+    ],
+)
+def test_of_equal_segments_the_one_at_the_lowest_address(
+    size: int, top_down: int, taken: int
+) -> None:
+    allocator = Allocator(top_down=top_down)
+    blocks = [allocator.take(size) for _ in range(3)]
+    for block in blocks:
+        allocator.drop(block)
+    assert allocator.take(size) is blocks[taken]
+
+
+def test_no_two_segments_overlap() -> None:
+    allocator = Allocator()
+    sizes = [64 * MIB, TOP_DOWN, 3 * MIB, 2 * TOP_DOWN, 100, TOP_DOWN + 2 * MIB, 700 * MIB]
+    taken = sorted((allocator.take(size) for size in sizes), key=lambda block: block.address)
+    assert TOP_DOWN == 768 * MIB
+    for one, following in pairwise(taken):
+        end = one.address + one.size + (0 if one.after is None else one.after.size)
+        assert end <= following.address
