@@ -64,7 +64,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.device_maps": (f"{_PLAN}device_maps.py",),
     "planning.fit": (f"{_PLAN}fit.py",),
     "planning.forward": _FORWARD,
-    "planning.gpu": (f"{_PLAN}forward.py", f"{_PLAN}recorded.py"),
+    "planning.gpu": (f"{_PLAN}forward.py",),
     "planning.linears": (f"{_PLAN}linears.py", f"{_PLAN}forward.py"),
     "planning.load": (f"{_PLAN}load.py", f"{_PLAN}forward.py"),
     "planning.longest": (f"{_PLAN}longest.py",),
