@@ -1,4 +1,4 @@
-"""What the model benchmarks share: arguments, hardware and versions, JSON."""
+"""What benchmarks share: arguments, hardware and versions, JSON, pytest without other plugins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+ALONE = ("-p", "pytest_multigpu.plugin", "-p", "pytest_timeout")
+NO_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""Arguments and environment of pytest: the plugins of an image are nothing of ours."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -304,11 +304,10 @@ def run_beside(
             with changed:
                 free.extend(mine)
                 changed.notify_all()
-        rows = json.loads(out.with_suffix(".json").read_text())["cases"]
+        cases = read_cases(out.with_suffix(".json"))
         for suffix in (".json", ".md"):  # a run that is cut short leaves them
             out.with_suffix(suffix).unlink()
-        known = {field.name for field in fields(Case)}
-        return [Case(**{k: v for k, v in row.items() if k in known}) for row in rows]
+        return cases
 
     with ThreadPoolExecutor(len(groups)) as pool:
         for cases in pool.map(one, groups):
@@ -354,6 +353,13 @@ def table(cases: list[Case], hardware: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read_cases(path: Path) -> list[Case]:
+    """Of an ``OUT.json``; what is computed from the rest is left out."""
+    known = {field.name for field in fields(Case)}
+    rows = json.loads(path.read_text())["cases"]
+    return [Case(**{k: v for k, v in row.items() if k in known}) for row in rows]
+
+
 def predicted_again(cases: Sequence[Case], machine: Machine, model: str) -> Iterator[Case]:
     """The same measurements beside this commit's predictions."""
     resolved = resolve_config(model)
@@ -384,10 +390,7 @@ def cases_of(
 ) -> Iterator[Case]:
     """Every case of every tier and number of GPUs."""
     if arguments.again:
-        fields_ = {field.name for field in fields(Case)}
-        rows = json.loads(arguments.again.read_text())["cases"]
-        known = [Case(**{k: v for k, v in row.items() if k in fields_}) for row in rows]
-        yield from predicted_again(known, machine, arguments.model)
+        yield from predicted_again(read_cases(arguments.again), machine, arguments.model)
         return
     groups = [(tier, count) for count in counts for tier in arguments.tiers]
     if arguments.beside:

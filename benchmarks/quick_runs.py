@@ -25,12 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from _common import ALONE, NO_OTHERS
+
 from pytest_multigpu.machine.nvml import open_nvml, read_machine
 
 QUICK = (sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-m", "quick", "-q")
-ALONE = ("-p", "pytest_multigpu.plugin", "-p", "pytest_timeout")
-NO_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-"""The plugins of this image are nothing of ours."""
 BARE = (
     "import torch\n"
     "for i in range(torch.cuda.device_count()):\n"

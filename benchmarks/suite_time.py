@@ -22,6 +22,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+from _common import ALONE, NO_OTHERS
+
 from pytest_multigpu.machine.nvml import read_machine
 
 BARE = (
@@ -32,12 +34,7 @@ BARE = (
     "    torch.ones(1, device=f'cuda:{i}').add_(1)\n"
     "    torch.cuda.synchronize(i)\n"
 )
-CHECKS = (
-    *(sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-q"),
-    *("-p", "pytest_multigpu.plugin", "-p", "pytest_timeout"),
-)
-NO_OTHERS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-"""The plugins of this image are nothing of ours."""
+CHECKS = (sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks", "-q", *ALONE)
 MOST = 8
 """Checks named in the summary, the longest first."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -184,17 +184,13 @@ class GpuSession:
         return replace(worker.report(), unused=self._unused)
 
     @cached_property
-    def _imported(self) -> bool:
-        """Whether what loading needs is there: it takes seconds to import, and while the worker
-        measures there is time for it. What can't be imported is the load's to tell."""
+    def _imported(self) -> None:
+        """Once: what loading needs takes seconds to import, and while the worker measures there is
+        time for it. What can't be imported is the load's to tell."""
         from .model.loading import import_all
 
-        try:
-            with _unwarned():
-                import_all(self.plans.resolved)
-        except (ImportError, MultiGpuError):
-            return False
-        return True
+        with _unwarned(), suppress(ImportError, MultiGpuError):
+            import_all(self.plans.resolved)
 
     @cached_property
     def _unused(self) -> frozenset[int]:

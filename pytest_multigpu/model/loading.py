@@ -137,9 +137,14 @@ def import_all(resolved: ResolvedModel) -> None:
     """
     import accelerate  # noqa: F401
 
+    _class_and_config(resolved)
+
+
+def _class_and_config(resolved: ResolvedModel) -> tuple[Any, Any]:
     from .meta import _causal_lm_class, load_config
 
-    _causal_lm_class(resolved, load_config(resolved))
+    config = load_config(resolved)
+    return _causal_lm_class(resolved, config), config
 
 
 def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
@@ -163,10 +168,7 @@ def _recipe(
     """Model class, config and ``from_pretrained``'s options; imports all that loading needs."""
     import torch
 
-    from .meta import _causal_lm_class, load_config
-
-    config = load_config(resolved)
-    cls = _causal_lm_class(resolved, config)
+    cls, config = _class_and_config(resolved)
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "device_map": device_map if isinstance(device_map, str) else dict(device_map),

@@ -38,6 +38,8 @@ class Forward:
         self.head_dim = architecture.head_dim
         self.repeats_to_decode = architecture.repeats_kv_to_decode
         self.logits_rows = logits_rows
+        self.probed = default_layer(architecture.layers) - 1
+        """The layer whose output a probe reads."""
 
     def run(
         self,
@@ -63,7 +65,6 @@ class Forward:
         x, x_gpu = embedded, first
         kept: Held | None = None
         kept_gpu = first
-        left = default_layer(sum(block.kind == "layer" for block, _ in blocks)) if probe else 0
         for block, gpu in blocks:
             if block.kind == "layer":
                 a = gpu.allocator
@@ -90,8 +91,7 @@ class Forward:
                 if x is not embedded and x is not kept:
                     x_gpu.allocator.drop(x)
                 x, x_gpu = y, gpu
-                left -= 1
-                if left == 0:
+                if probe and block.layer == self.probed:
                     kept, kept_gpu = y, gpu
         norm = next((gpu for block, gpu in blocks if block.kind == "norm"), x_gpu)
         head = next((gpu for block, gpu in blocks if block.kind == "head"), norm)

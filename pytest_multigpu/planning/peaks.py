@@ -6,7 +6,7 @@ The numbers come from a replay of the session (:mod:`.replay`), the sentences fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -22,6 +22,9 @@ from .search import Fit
 
 NEAR = 0.9
 """Of a GPU's room: from there on a plan must fit in whatever order the driver gives addresses."""
+
+
+_Used = tuple[dict[int, Use], dict[int, Use], dict[int, int]]
 
 
 def room(free_bytes: int) -> int:
@@ -126,10 +129,7 @@ class Predictor:
             if 0 < use.missing_at_load_bytes <= self._loaded.costs[index].module_bytes:
                 short = bool(self._used(context_tokens, batch, NEW_TOKENS)[2])
         if not short and self._is_near(used):
-            short = any(
-                self._used_by(loaded, context_tokens, batch, NEW_TOKENS)[2]
-                for loaded in self._others
-            )
+            short = any(found[2] for found in self._in_other_orders(context_tokens, batch))
         barred = why_barred(self.architecture, self.cards, context_tokens)
         return Fit(
             fits=not short and not self.offloaded and not barred,
@@ -149,22 +149,22 @@ class Predictor:
     def _is_near(self, used: Mapping[int, Use]) -> bool:
         return any(use.peaks.worst_bytes > NEAR * self.rooms[i] for i, use in used.items())
 
-    def _used(
-        self, context_tokens: int, batch: int, new_tokens: int
-    ) -> tuple[dict[int, Use], dict[int, Use], dict[int, int]]:
+    def _used(self, context_tokens: int, batch: int, new_tokens: int) -> _Used:
         """By GPU: its use without a limit, and under its own; what those that are short lack,
         here or, near the limit, with addresses in another order."""
         found = self._used_by(self._loaded, context_tokens, batch, new_tokens)
         if found[2] or not self._is_near(found[1]):
             return found
-        others = (
-            self._used_by(loaded, context_tokens, batch, new_tokens) for loaded in self._others
-        )
+        others = self._in_other_orders(context_tokens, batch, new_tokens)
         return next((other for other in others if other[2]), found)
 
-    def _used_by(
-        self, loaded: Loaded, context_tokens: int, batch: int, new_tokens: int
-    ) -> tuple[dict[int, Use], dict[int, Use], dict[int, int]]:
+    def _in_other_orders(
+        self, context_tokens: int, batch: int, new_tokens: int = NEW_TOKENS
+    ) -> Iterator[_Used]:
+        for loaded in self._others:
+            yield self._used_by(loaded, context_tokens, batch, new_tokens)
+
+    def _used_by(self, loaded: Loaded, context_tokens: int, batch: int, new_tokens: int) -> _Used:
         free = loaded.run(context_tokens=context_tokens, batch=batch, new_tokens=new_tokens)
         tight = {i for i, use in free.items() if use.peaks.worst_bytes > self.rooms[i]}
         if not tight:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 
 from ..records.passes import Pass, Passes, Phase, Size, Step
 from ..records.plan import Architecture, Block
-from ..records.probe import default_layer
 from .allocator import Held
 from .forward import Forward
 from .gpu import Gpu
@@ -109,13 +108,11 @@ class _Run:
         self.kept = [(first, value) for value in held.values()]
         embedding = x if recorded.hidden_is_kept else None
         captured: tuple[Gpu, Held] | None = None
-        left = default_layer(sum(block.kind == "layer" for block, _ in self.blocks))
         for block, gpu in self.blocks:
             if block.kind != "layer":
                 continue
             x, x_gpu = self._layer(block, gpu, x, x_gpu, embedding)
-            left -= 1
-            if recorded.phase == "probe" and left == 0:
+            if recorded.phase == "probe" and block.layer == forward.probed:
                 captured = (gpu, gpu.allocator.take(self.hidden))
         norm = next((gpu for block, gpu in self.blocks if block.kind == "norm"), x_gpu)
         head = next((gpu for block, gpu in self.blocks if block.kind == "head"), norm)

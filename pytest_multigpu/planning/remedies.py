@@ -241,18 +241,15 @@ class _Search:
         tokens = plan.context_tokens
         most = min(tokens, plan.architecture.max_context or tokens)
         for context, batch in dict.fromkeys([(most, plan.batch), (most, 1)]):
-            shorter = "" if context == tokens else f"--gpu-context={context} "
-            fewer = "" if batch == plan.batch else f"--gpu-batch={batch} "
-            here = self._spread(plan.architecture, tokens=context, batch=batch)
-            if here is not None:  # for that nothing is to be rented
-                less = f"{self.placement}{shorter}{fewer}"
-                return f"{less}fits: {fullest(here)}" if shorter else ""
+            if self._spread(plan.architecture, tokens=context, batch=batch) is not None:
+                return ""  # an offer already
             for tier in tiers:
                 architecture = self.architectures.get(tier)
                 if architecture is None:
                     continue
                 changes = "" if tier == plan.architecture.tier else f"--gpu-tier={tier} "
-                changes += f"{shorter}{fewer}"
+                changes += "" if context == tokens else f"--gpu-context={context} "
+                changes += "" if batch == plan.batch else f"--gpu-batch={batch} "
                 for row in rent_table(
                     {tier: architecture},
                     context_tokens=context,

@@ -9,9 +9,9 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from xdist_rows import Row, assert_one_process_at_a_time, rows
 
 pytest.importorskip("xdist")
 
@@ -51,16 +51,8 @@ def distribute(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "fake_machine", *args, timeout=120)
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
-
-
-def assert_one_process_at_a_time(found: list[dict[str, Any]]) -> None:
-    """No two processes used one GPU at the same time."""
-    for one in found:
-        for other in found:
-            if one["mask"] == other["mask"] and one["pid"] != other["pid"]:
-                assert one["end"] <= other["start"] or other["end"] <= one["start"]
+def same_mask(one: Row, other: Row) -> bool:
+    return bool(one["mask"] == other["mask"])
 
 
 @pytest.mark.usefixtures("fakes")
@@ -94,7 +86,7 @@ def test_four_workers_on_four_gpus_and_one_of_them_killed(pytester: pytest.Pytes
     together = [row for row in found if row["test"].startswith("test_together")]
     assert {row["mask"] for row in together} == MASK
     assert {row["mask"] for row in found} == MASK
-    assert_one_process_at_a_time(found)
+    assert_one_process_at_a_time(found, same_mask)
     assert len({row["pid"] for row in together}) == 4
     # Everything else has run, once; what killed its worker was not tried again.
     assert len({row["test"] for row in found}) == len(found) == 15
@@ -129,7 +121,7 @@ def test_eight_workers_on_four_gpus_wait_and_finish(pytester: pytest.Pytester) -
     one = [row for row in found if row["test"].startswith("test_one")]
     whole = [row for row in found if row["test"].startswith("test_all")]
     assert {row["mask"] for row in one} <= MASK
-    assert_one_process_at_a_time(one)
+    assert_one_process_at_a_time(one, same_mask)
     assert {row["mask"] for row in whole} == {"1,2,4,5"}
     assert len({row["worker"] for row in whole}) == 1
     for row in whole:  # nobody else on any GPU meanwhile

@@ -5,12 +5,11 @@ What ``test_xdist.py`` shows with fakes; here torch says which GPU it was.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
+from xdist_rows import Row, assert_one_process_at_a_time, rows
 
 from pytest_multigpu.records.machine import Machine
 
@@ -48,15 +47,8 @@ def four(
     return [uuid.removeprefix("GPU-") for uuid in uuids]
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
-
-
-def assert_one_process_at_a_time(found: list[dict[str, Any]]) -> None:
-    for one in found:
-        for other in found:
-            if set(one["gpus"]) & set(other["gpus"]) and one["pid"] != other["pid"]:
-                assert one["end"] <= other["start"] or other["end"] <= one["start"]
+def common_gpu(one: Row, other: Row) -> bool:
+    return bool(set(one["gpus"]) & set(other["gpus"]))
 
 
 def test_four_workers_and_one_of_them_killed(pytester: pytest.Pytester, four: list[str]) -> None:
@@ -89,7 +81,7 @@ def test_four_workers_and_one_of_them_killed(pytester: pytest.Pytester, four: li
     assert sorted({row["gpus"][0] for row in together}) == sorted(four)
     assert len({row["pid"] for row in together}) == 4
     assert {row["gpus"][0] for row in found} == set(four)
-    assert_one_process_at_a_time(found)
+    assert_one_process_at_a_time(found, common_gpu)
     # Everything else has run, once.
     assert len({row["test"] for row in found}) == len(found) == 15
     assert Path("killed").read_text().removeprefix("GPU-") in four
@@ -123,7 +115,7 @@ def test_eight_workers_on_four_gpus_wait_and_finish(
     assert all(len(row["gpus"]) == 1 for row in one)
     assert {row["gpus"][0] for row in one} <= set(four)
     assert [row["gpus"] for row in whole] == [four]
-    assert_one_process_at_a_time(found)
+    assert_one_process_at_a_time(found, common_gpu)
 
 
 def test_none_leaves_the_callers_mask(
@@ -144,4 +136,4 @@ def test_none_leaves_the_callers_mask(
     pytester.runpytest_subprocess("-n4", timeout=240).assert_outcomes(passed=6)
     found = rows()
     assert {row["gpus"][0] for row in found} <= {four[3], four[1]}
-    assert_one_process_at_a_time(found)
+    assert_one_process_at_a_time(found, common_gpu)
