@@ -74,6 +74,7 @@ def wanted(items: Sequence[pytest.Item]) -> Wanted:
         worker=any(map(uses_worker, items)),
         model=any(map(uses_model, items)),
         plan=any(map(uses_plan, items)),
+        ours=all(check_needs(item) is not None for item in items),
         needs=tuple(need for need in needs if need is not None),
     )
 

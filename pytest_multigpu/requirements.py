@@ -32,6 +32,8 @@ class Wanted:
     """A loaded model."""
     plan: bool = False
     """A plan, or what rests on one."""
+    ours: bool = False
+    """Nothing but the shipped checks: nobody minds when this process gets its CUDA contexts."""
     needs: tuple[GpuRequirement, ...] = ()
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .ahead import Ahead
 from .closing import read_expected_skips
 from .errors import MultiGpuError
 from .given_files import read_catalogue
@@ -180,17 +181,18 @@ class GpuSession:
         """What the CUDA worker measured; waits for it."""
         worker = self._start_worker()
         if self._wanted.model:
-            self._imported  # noqa: B018
+            with suppress(MultiGpuError):  # no plan: the checks of the plan say why
+                self._ahead  # noqa: B018
         return replace(worker.report(), unused=self._unused)
 
     @cached_property
-    def _imported(self) -> None:
-        """Once: what loading needs takes seconds to import, and while the worker measures there is
-        time for it. What can't be imported is the load's to tell."""
-        from .model.loading import import_all
-
-        with _unwarned(), suppress(ImportError, MultiGpuError):
-            import_all(self.plans.resolved)
+    def _ahead(self) -> Ahead:
+        """Started once, as soon as the worker is."""
+        plan = self.plan if self._wanted.ours and self.plan.fits else None
+        ahead = Ahead(self._start_worker(), plan)
+        with _unwarned():
+            ahead.start(self.plans.resolved)
+        return ahead
 
     @cached_property
     def _unused(self) -> frozenset[int]:
@@ -233,6 +235,8 @@ class GpuSession:
         if self._model is None:
             if self._worker is not None:
                 self.worker_report()  # its contexts must be gone before we count bytes
+                if "_ahead" in self.__dict__:
+                    self._ahead.finish()
             plan = self.plan
             try:
                 self._model = load_model(

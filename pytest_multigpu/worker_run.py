@@ -5,6 +5,7 @@ Knows no pytest.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,18 +34,20 @@ class WorkerRun:
             self._handle = start_worker(timeout_s=WORKER_SECONDS)
         except MachineError as error:
             self._unstarted = WorkerReport(failure=str(error), failed_step=STARTING)
+        self._waiting = threading.Lock()
         self._sampler = Sampler(visible)
         self._sampler.start()
 
     def report(self) -> WorkerReport:
-        """What the worker measured; waits for it."""
-        if self._handle is None:
-            assert self._unstarted is not None
-            report = self._unstarted
-        else:
-            report = self._handle.result()
-        self._sampler.stop()
-        return report
+        """What the worker measured; waits for it. For any thread."""
+        with self._waiting:
+            if self._handle is None:
+                assert self._unstarted is not None
+                report = self._unstarted
+            else:
+                report = self._handle.result()
+            self._sampler.stop()
+            return report
 
     def health(self) -> tuple[GpuHealth, ...]:
         """Health of the GPUs, sampled until the worker had ended: so under load."""

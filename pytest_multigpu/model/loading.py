@@ -83,7 +83,7 @@ def load_model(
         cls, config, options = _recipe(resolved, checkpoint, tier, dtype, device_map)
         if max_memory is not None:
             options["max_memory"] = dict(max_memory)
-        _wake_devices(device_map)
+        wake_devices(device_map)
         started = time.perf_counter()
         _reset_peaks()
         assembled, info = _assemble(cls, config, options, checkpoint, filling)
@@ -187,8 +187,11 @@ def _recipe(
     return cls, config, options
 
 
-def _wake_devices(device_map: Mapping[str, int | str] | str) -> None:
-    """Create the CUDA contexts that the map needs at the same time, not one after the other."""
+def wake_devices(device_map: Mapping[str, int | str] | str) -> None:
+    """Create the CUDA contexts that the map needs at the same time, not one after the other.
+
+    :raises LoadError: the map names a GPU that this process does not see.
+    """
     cuda = _cuda()
     if isinstance(device_map, str) or not cuda.is_available():
         return

@@ -2,20 +2,20 @@
 
 Both the byte count and the prediction of ``device_map="auto"`` look at this one object, built by
 the installed transformers' own steps and the installed quantiser. torch and transformers are
-imported inside the functions. May import errors and the sibling ``config``.
+imported inside the functions. May import errors, records and siblings.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..errors import LoadError, UsageError
+from ..errors import UsageError
 from ..records.plan import Tier
+from .bitsandbytes_import import import_bitsandbytes
 from .config import OPTION, ResolvedModel
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -111,25 +111,10 @@ def _causal_lm_class(resolved: ResolvedModel, config: Any) -> Any:
     return found
 
 
-def _import_bitsandbytes() -> None:
-    chatter = logging.getLogger("bitsandbytes")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)  # it warns about CPU kernels, which nothing here uses
-    try:
-        import bitsandbytes  # noqa: F401
-    except Exception as error:  # a library built for another CUDA fails in many ways
-        raise LoadError(
-            f"bitsandbytes cannot be imported ({_one_line(error)}); reinstall it, or choose "
-            f"--gpu-tier=16bit"
-        ) from error
-    finally:
-        chatter.setLevel(level)
-
-
 def _quantizer(tier: Tier, dtype: Any, double_quant: bool) -> Any:
     if tier not in ("4bit", "8bit"):
         return None
-    _import_bitsandbytes()
+    import_bitsandbytes()
     from transformers.utils.quantization_config import BitsAndBytesConfig
 
     if tier == "8bit":

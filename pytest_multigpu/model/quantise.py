@@ -2,13 +2,15 @@
 
 transformers' own 8-bit operation sends each weight to the CPU and back; :class:`QuantiseInPlace`
 runs the same kernel on the same values where they are. 4-bit goes through transformers' own
-operation, which has no such detour. Imports units only; torch and bitsandbytes in functions.
+operation, which has no such detour. May import siblings; torch and bitsandbytes in functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from .bitsandbytes_import import import_bitsandbytes
 
 FOUR_BIT_BLOCK = 64
 """Weights per absmax; bitsandbytes' default, which transformers doesn't change."""
@@ -18,9 +20,11 @@ def quantization_config(tier: str, dtype: Any) -> Any:
     """``BitsAndBytesConfig`` of a tier: nf4 without double quantisation, or LLM.int8; else None.
 
     :param dtype: ``torch.dtype`` of activations: what 4-bit weights are expanded to.
+    :raises LoadError: bitsandbytes cannot be imported.
     """
     if tier not in ("4bit", "8bit"):
         return None
+    import_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     if tier == "8bit":

@@ -6,6 +6,7 @@ import pytest
 
 from pytest_multigpu import concern, plugin
 from pytest_multigpu.machine import nvml
+from pytest_multigpu.markers import wanted
 from pytest_multigpu.records.machine import Gpu, Machine
 from pytest_multigpu.units import GIB
 
@@ -229,3 +230,19 @@ def test_an_expected_failure_hides_no_failed_record(pytester: pytest.Pytester) -
     result.assert_outcomes(xfailed=1)
     assert result.ret == 1
     assert result.outlines[-1].startswith("NOT READY: it is broken")
+
+
+def test_a_run_is_ours_while_nobody_elses_test_is_in_it(pytester: pytest.Pytester) -> None:
+    items = pytester.getitems(
+        """
+        import pytest
+
+        @pytest.mark.check(needs="model")
+        def test_check(gpu_model):
+            pass
+
+        def test_of_a_game(gpu_model):
+            pass
+        """
+    )
+    assert [wanted(some).ours for some in (items[:1], items[1:], items)] == [True, False, False]

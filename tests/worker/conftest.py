@@ -11,7 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_worker import Handle
 
+from pytest_multigpu.machine import nvml, worker
+from pytest_multigpu.machine.fake import FakeNvml
 from pytest_multigpu.records.worker import (
     ChainCopy,
     GpuSpeed,
@@ -43,6 +46,26 @@ def faulty() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    found = FakeNvml(2)
+    monkeypatch.setattr(nvml, "load_nvml", lambda: found)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return found
+
+
+@pytest.fixture
+def handles(monkeypatch: pytest.MonkeyPatch) -> list[Handle]:
+    started: list[Handle] = []
+
+    def start(**_options: Any) -> Handle:
+        started.append(Handle())
+        return started[-1]
+
+    monkeypatch.setattr(worker, "start_worker", start)
+    return started
 
 
 def healthy_report(count: int = 4, name: str = "NVIDIA H100 80GB HBM3") -> WorkerReport:

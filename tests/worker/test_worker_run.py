@@ -7,51 +7,17 @@ import time
 from typing import Any
 
 import pytest
+from fake_worker import Handle
 
-from pytest_multigpu.errors import LoadError, MachineError
-from pytest_multigpu.machine import nvml, worker
+from pytest_multigpu.errors import MachineError
+from pytest_multigpu.machine import worker
 from pytest_multigpu.machine.fake import FakeNvml
-from pytest_multigpu.model import loading
-from pytest_multigpu.model.config import ResolvedModel
 from pytest_multigpu.options import Settings
 from pytest_multigpu.records.worker import WorkerReport
 from pytest_multigpu.requirements import GpuRequirement, Wanted
 from pytest_multigpu.session import GpuSession
 from pytest_multigpu.units import GIB
 from pytest_multigpu.worker_run import WorkerRun
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    found = FakeNvml(2)
-    monkeypatch.setattr(nvml, "load_nvml", lambda: found)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return found
-
-
-class Handle:
-    """In place of a worker's process."""
-
-    def __init__(self) -> None:
-        self.closed = False
-
-    def result(self) -> WorkerReport:
-        return WorkerReport(failure="ended" if self.closed else None, seconds=1.0)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def handles(monkeypatch: pytest.MonkeyPatch) -> list[Handle]:
-    started: list[Handle] = []
-
-    def start(**_options: Any) -> Handle:
-        started.append(Handle())
-        return started[-1]
-
-    monkeypatch.setattr(worker, "start_worker", start)
-    return started
 
 
 @pytest.mark.usefixtures("fake")
@@ -127,30 +93,3 @@ def test_which_gpus_the_plan_leaves_empty_is_told_where_a_test_rests_on_a_plan(
     session.start(Wanted(worker=True))
     assert session.worker_report().unused == frozenset()
     assert session.plans.made is None
-
-
-@pytest.mark.usefixtures("fake", "handles")
-@pytest.mark.parametrize("broken", [None, ImportError("no accelerate"), LoadError("no bnb")])
-def test_what_loading_needs_is_imported_while_the_worker_measures(
-    monkeypatch: pytest.MonkeyPatch, broken: Exception | None
-) -> None:
-    asked: list[str] = []
-
-    def imported(resolved: ResolvedModel) -> None:
-        asked.append(resolved.name)
-        if broken is not None:
-            raise broken
-
-    monkeypatch.setattr(loading, "import_all", imported)
-    settings = Settings(tier="4bit", placement="balanced")
-    expected: tuple[tuple[Wanted, list[str]], ...] = (
-        (Wanted(worker=True), []),
-        (Wanted(worker=True, model=True), ["llama-3.3-70b"]),
-    )
-    for wanted, names in expected:
-        session = GpuSession(settings, os.environ)
-        session.start(wanted)
-        # An import that fails is the load's to tell.
-        assert session.worker_report().failure is None
-        assert session.worker_report().failure is None  # and it is asked for once
-        assert asked == names

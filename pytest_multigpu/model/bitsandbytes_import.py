@@ -1,0 +1,70 @@
+"""Importing bitsandbytes, quietly and without torch's compiler.
+
+bitsandbytes 0.50 decorates what it runs on devices of no backend with ``torch.compile``, and that
+imports torch's whole inductor, a second here and four on a rented pod, for functions that no GPU
+calls. Imports errors; torch and bitsandbytes in functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import LoadError
+
+
+def import_bitsandbytes() -> None:
+    """Import it, once.
+
+    :raises LoadError: it is not there, or built for another CUDA.
+    """
+    if sys.modules.get("bitsandbytes") is not None:
+        return
+    chatter = logging.getLogger("bitsandbytes")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)  # it warns about CPU kernels, which nothing here uses
+    try:
+        with compiling_when_called():
+            import bitsandbytes  # noqa: F401
+    except Exception as error:  # a library built for another CUDA fails in many ways
+        told = " ".join(str(error).split())
+        raise LoadError(
+            f"bitsandbytes cannot be imported ({type(error).__name__}: {told[:200]}); "
+            f"reinstall it, or choose --gpu-tier=16bit"
+        ) from error
+    finally:
+        chatter.setLevel(level)
+
+
+@contextmanager
+def compiling_when_called() -> Iterator[None]:
+    """Functions given to ``torch.compile`` meanwhile are given to it when they are first called."""
+    import torch
+
+    module: Any = torch
+    compile_now = module.compile
+
+    def compile_later(model: Any = None, **options: Any) -> Any:
+        if model is None:
+            return lambda function: compile_later(function, **options)
+        if not callable(model) or isinstance(model, torch.nn.Module):
+            return compile_now(model, **options)
+        compiled: list[Callable[..., Any]] = []
+
+        @functools.wraps(model)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not compiled:
+                compiled.append(compile_now(model, **options))
+            return compiled[0](*args, **kwargs)
+
+        return call
+
+    module.compile = compile_later
+    try:
+        yield
+    finally:
+        module.compile = compile_now

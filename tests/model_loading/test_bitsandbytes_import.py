@@ -1,0 +1,84 @@
+"""bitsandbytes is imported without torch's compiler, which its functions get when called."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pytest_multigpu.errors import LoadError
+from pytest_multigpu.model.bitsandbytes_import import compiling_when_called, import_bitsandbytes
+
+SCRIPT = """
+import sys, torch
+compile_before = torch.compile
+from pytest_multigpu.model.bitsandbytes_import import import_bitsandbytes
+import_bitsandbytes()
+assert torch.compile is compile_before
+print("bitsandbytes" in sys.modules, "torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+def test_the_compiler_is_not_imported_with_it() -> None:
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True False"
+    assert done.stderr == ""  # no word of kernels for CPUs
+
+
+def test_functions_are_compiled_when_first_called_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[tuple[str, dict[str, object]]] = []
+
+    def compile_now(model: Callable[[int], int], **options: object) -> Callable[[int], int]:
+        compiled.append((model.__name__, options))
+        return lambda x: 100 + model(x)
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    with compiling_when_called():
+        plain = torch.compile(double)
+        decorated = torch.compile(dynamic=False)(double)
+        assert plain.__name__ == "double"
+    assert torch.compile is compile_now
+    assert not compiled
+    assert plain(4) == 108
+    assert plain(5) == 110
+    assert decorated(6) == 112
+    assert compiled == [("double", {}), ("double", {"dynamic": False})]
+
+
+def test_a_module_is_compiled_at_once() -> None:
+    layer = torch.nn.Linear(2, 2)
+    with compiling_when_called():
+        assert isinstance(torch.compile(layer), torch.nn.Module)
+
+
+def test_the_compiler_is_put_back_after_a_failure() -> None:
+    before = torch.compile
+    with pytest.raises(ImportError), compiling_when_called():
+        raise ImportError("libbitsandbytes")
+    assert torch.compile is before
+
+
+def test_what_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    level = logging.getLogger("bitsandbytes").level
+    with pytest.raises(
+        LoadError,
+        match=r"^bitsandbytes cannot be imported \(ModuleNotFoundError: .*\); reinstall it, or "
+        r"choose --gpu-tier=16bit$",
+    ):
+        import_bitsandbytes()
+    assert logging.getLogger("bitsandbytes").level == level

@@ -1,0 +1,154 @@
+"""What a load needs is made ready while the CUDA worker measures, and never before it may be."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from fake_worker import Handle
+
+from pytest_multigpu.errors import LoadError
+from pytest_multigpu.machine.fake import FakeNvml
+from pytest_multigpu.model import loading
+from pytest_multigpu.model.config import ResolvedModel
+from pytest_multigpu.options import Settings
+from pytest_multigpu.records.worker import WorkerReport
+from pytest_multigpu.requirements import Wanted
+from pytest_multigpu.session import GpuSession
+from pytest_multigpu.units import GIB
+
+SETTINGS = Settings(tier="4bit", placement="balanced")
+CHECKS = Wanted(worker=True, model=True, plan=True, ours=True)
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the models that were imported for."""
+    asked: list[str] = []
+    monkeypatch.setattr(loading, "import_all", lambda resolved: asked.append(resolved.name))
+    return asked
+
+
+@pytest.fixture
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[set[object]]:
+    """The GPUs that got a context, a set for each time."""
+    asked: list[set[object]] = []
+
+    def wake(device_map: Mapping[str, int | str]) -> None:
+        asked.append(set(device_map.values()))
+
+    monkeypatch.setattr(loading, "wake_devices", wake)
+    return asked
+
+
+@pytest.mark.usefixtures("fake", "handles", "woken")
+@pytest.mark.parametrize("broken", [None, ImportError("no accelerate"), LoadError("no bnb")])
+def test_what_loading_needs_is_imported_while_the_worker_measures(
+    monkeypatch: pytest.MonkeyPatch, broken: Exception | None
+) -> None:
+    asked: list[str] = []
+
+    def imported(resolved: ResolvedModel) -> None:
+        asked.append(resolved.name)
+        if broken is not None:
+            raise broken
+
+    monkeypatch.setattr(loading, "import_all", imported)
+    expected: tuple[tuple[Wanted, list[str]], ...] = (
+        (Wanted(worker=True), []),
+        (Wanted(worker=True, model=True), ["llama-3.3-70b"]),
+    )
+    for wanted, names in expected:
+        session = GpuSession(SETTINGS, os.environ)
+        session.start(wanted)
+        # An import that fails is the load's to tell.
+        assert session.worker_report().failure is None
+        assert session.worker_report().failure is None  # and it is asked for once
+        assert asked == names
+
+
+@pytest.mark.usefixtures("fake", "imported")
+def test_contexts_are_made_when_the_worker_has_ended(
+    monkeypatch: pytest.MonkeyPatch, handles: list[Handle], woken: list[set[object]]
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(Handle, "result", lambda _self: ended.wait(10) and WorkerReport())
+    session = GpuSession(SETTINGS, os.environ)
+    session.start(CHECKS)
+    ahead = session._ahead
+    assert len(handles) == 1
+    assert not woken
+    ended.set()
+    session.worker_report()
+    ahead.finish()
+    assert woken == [{0, 1}]
+
+
+@pytest.mark.usefixtures("handles", "imported")
+def test_a_load_waits_for_contexts_that_are_on_their_way(
+    fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.gpus[1].total = 2 * GIB  # the plan leaves it empty
+    may, order = threading.Event(), []
+
+    def wake(device_map: Mapping[str, int | str]) -> None:
+        may.wait(10)
+        order.append(set(device_map.values()))
+
+    def load(*_args: Any, **_options: Any) -> None:
+        order.append({"load"})
+
+    monkeypatch.setattr(loading, "wake_devices", wake)
+    monkeypatch.setattr(loading, "load_model", load)
+    session = GpuSession(SETTINGS, os.environ)
+    session.start(CHECKS)
+    session.worker_report()
+    assert not order
+    threading.Timer(0.2, may.set).start()
+    session.load()
+    assert order == [{0}, {"load"}]
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize("why", ["own tests", "no model", "does not fit", "worker failed"])
+def test_contexts_are_made_for_nobody_else(
+    fake: FakeNvml, handles: list[Handle], woken: list[set[object]], why: str
+) -> None:
+    wanted = CHECKS
+    if why == "own tests":  # that may fork, or measure what they leave behind
+        wanted = Wanted(worker=True, model=True, plan=True)
+    elif why == "no model":
+        wanted = Wanted(worker=True, plan=True, ours=True)
+    elif why == "does not fit":
+        for gpu in fake.gpus:
+            gpu.total = 2 * GIB
+    session = GpuSession(SETTINGS, os.environ)
+    session.start(wanted)
+    if why == "worker failed":
+        handles[0].failure = "the CUDA worker hung"
+    session.worker_report()
+    if wanted.model:
+        session._ahead.finish()
+    assert not woken
+
+
+@pytest.mark.usefixtures("fake", "handles", "imported")
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), LoadError("no GPU 1")])
+def test_a_context_that_cannot_be_made_is_for_the_load_to_tell(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+
+    def wake(_device_map: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, "wake_devices", wake)
+    session = GpuSession(SETTINGS, os.environ)
+    session.start(CHECKS)
+    assert session.worker_report().failure is None
+    session._ahead.finish()
+    assert not raised
