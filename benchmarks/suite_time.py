@@ -4,8 +4,8 @@
 
 In each round, in turn: a bare process that imports transformers' Llama and makes a context on every
 GPU, then the whole suite with a synthesised model in each tier. Prints seconds, the ratio to the
-bare process, and where the time went, check by check. ``--keep`` has every run write its report, which
-takes a moment of its own. Exit 1 if a run was not READY.
+bare process, and where the time went, check by check. ``--keep`` has every run write its report,
+which takes a moment of its own. Exit 1 if a run was not READY.
 """
 
 from __future__ import annotations

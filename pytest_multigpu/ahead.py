@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .errors import MultiGpuError
+from .importing import keep_for_good
 
 if TYPE_CHECKING:
     from .model.config import ResolvedModel
@@ -18,36 +19,40 @@ if TYPE_CHECKING:
     from .worker_run import WorkerRun
 
 
-class Ahead:
-    """Contexts in a thread, as soon as the worker's own are gone; imports at once."""
+def import_ahead(resolved: ResolvedModel, *, for_good: bool) -> None:
+    """Import what loading this model takes.
 
-    def __init__(self, worker: WorkerRun, plan: Plan | None) -> None:
-        """:param plan: its GPUs get a context each; None for none."""
-        self._worker = worker
-        self._plan = plan
-        # A context may hang, and then so must the load, which is watched; not the end of the run.
-        self._thread = threading.Thread(
-            target=self._wake, name="pytest-multigpu-contexts", daemon=True
-        )
+    :param for_good: nobody else's tests are in this process, see :func:`.keep_for_good`.
+    """
+    with suppress(ImportError, MultiGpuError):
+        from .model.loading import import_all
 
-    def start(self, resolved: ResolvedModel) -> None:
-        """Import all that loading this model takes; the contexts may come meanwhile or later."""
-        with suppress(ImportError, MultiGpuError):
-            # Before the thread: it must not hold what this one imports.
-            from .model.loading import import_all
+        import_all(resolved)
+        if for_good:
+            keep_for_good()
 
-            if self._plan is not None:
-                self._thread.start()
-            import_all(resolved)
 
-    def finish(self) -> None:
-        """Wait for the contexts."""
-        if self._thread.ident is not None:
-            self._thread.join()
+class Contexts:
+    """A context on every GPU of a plan, made in a thread as soon as the worker's own are gone."""
 
-    def _wake(self) -> None:
+    def __init__(self, worker: WorkerRun, plan: Plan) -> None:
+        # Here, since the thread must not hold what others import.
         from .model.loading import wake_devices
 
-        if self._plan is not None and self._worker.report().failure is None:
+        self._wake_devices = wake_devices
+        self._worker = worker
+        self._plan = plan
+        # One may hang, and then so must the load, which is watched; not the end of the run.
+        self._thread = threading.Thread(
+            target=self._make, name="pytest-multigpu-contexts", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until they are there."""
+        self._thread.join()
+
+    def _make(self) -> None:
+        if self._worker.report().failure is None:
             with suppress(ImportError, RuntimeError, MultiGpuError):
-                wake_devices(self._plan.device_map)
+                self._wake_devices(self._plan.device_map)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .ahead import Ahead
+from .ahead import Contexts, import_ahead
 from .closing import read_expected_skips
 from .errors import MultiGpuError
 from .given_files import read_catalogue
@@ -181,18 +181,24 @@ class GpuSession:
         """What the CUDA worker measured; waits for it."""
         worker = self._start_worker()
         if self._wanted.model:
-            with suppress(MultiGpuError):  # no plan: the checks of the plan say why
-                self._ahead  # noqa: B018
+            self._contexts  # noqa: B018
+            self._imported  # noqa: B018
         return replace(worker.report(), unused=self._unused)
 
     @cached_property
-    def _ahead(self) -> Ahead:
-        """Started once, as soon as the worker is."""
-        plan = self.plan if self._wanted.ours and self.plan.fits else None
-        ahead = Ahead(self._start_worker(), plan)
-        with _unwarned():
-            ahead.start(self.plans.resolved)
-        return ahead
+    def _contexts(self) -> Contexts | None:
+        """On their way to the load; None if it has to make its own."""
+        try:
+            fits = self._wanted.ours and self.plan.fits
+        except MultiGpuError:
+            return None  # the checks of the plan say why
+        return Contexts(self._start_worker(), self.plan) if fits else None
+
+    @cached_property
+    def _imported(self) -> None:
+        """Once: what loading needs takes seconds to import."""
+        with _unwarned(), suppress(MultiGpuError):  # no such model: the load tells
+            import_ahead(self.plans.resolved, for_good=self._wanted.ours)
 
     @cached_property
     def _unused(self) -> frozenset[int]:
@@ -235,9 +241,10 @@ class GpuSession:
         if self._model is None:
             if self._worker is not None:
                 self.worker_report()  # its contexts must be gone before we count bytes
-                if "_ahead" in self.__dict__:
-                    self._ahead.finish()
+                if self._contexts is not None:
+                    self._contexts.wait()
             plan = self.plan
+            self._imported  # noqa: B018
             try:
                 self._model = load_model(
                     self.plans.resolved,

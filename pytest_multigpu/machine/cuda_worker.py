@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
+from ..importing import uncollected
 from .cuda.emitter import Emitter, GpuError, one_line
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _steps(
     early = EarlyContexts()
     if arguments.devices == "cuda" and not arguments.late_contexts:
         early.start()
-    with emitter.step("import torch"):
+    with emitter.step("import torch"), uncollected():
         import torch  # noqa: F401  (what it costs is a step of its own)
     with emitter.step("CUDA start"):
         early.wait_for_driver()

@@ -135,16 +135,10 @@ def import_all(resolved: ResolvedModel) -> None:
 
     :raises UsageError: transformers knows no such model.
     """
+    from .meta import class_and_config
+
+    class_and_config(resolved)
     import accelerate  # noqa: F401
-
-    _class_and_config(resolved)
-
-
-def _class_and_config(resolved: ResolvedModel) -> tuple[Any, Any]:
-    from .meta import _causal_lm_class, load_config
-
-    config = load_config(resolved)
-    return _causal_lm_class(resolved, config), config
 
 
 def _checkpoint(resolved: ResolvedModel, weights: Weights) -> Any:
@@ -166,9 +160,11 @@ def _recipe(
     device_map: Mapping[str, int | str] | str,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Model class, config and ``from_pretrained``'s options; imports all that loading needs."""
+    from .meta import class_and_config
+
+    cls, config = class_and_config(resolved)
     import torch
 
-    cls, config = _class_and_config(resolved)
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "device_map": device_map if isinstance(device_map, str) else dict(device_map),

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import UsageError
+from ..importing import uncollected
 from ..records.plan import Tier
 from .bitsandbytes_import import import_bitsandbytes
 from .config import OPTION, ResolvedModel
@@ -94,6 +95,16 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
+def class_and_config(resolved: ResolvedModel) -> tuple[Any, Any]:
+    """The causal LM's class, and its config object. Imports transformers and the model's own code.
+
+    :raises UsageError: transformers knows no such model, or it generates no text.
+    """
+    with uncollected():
+        config = load_config(resolved)
+        return _causal_lm_class(resolved, config), config
+
+
 def _causal_lm_class(resolved: ResolvedModel, config: Any) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -136,13 +147,12 @@ def new_meta_model(
     resolved: ResolvedModel, *, tier: Tier, dtype: str, double_quant: bool = False
 ) -> MetaModel:
     """As :func:`build_meta_model`, but the caller's own to change."""
+    if dtype not in DTYPE_BYTES:
+        raise UsageError(f"{dtype!r} is not a dtype to load in; known: {', '.join(DTYPE_BYTES)}")
+    cls, config = class_and_config(resolved)
     import torch
     from transformers.utils.generic import ContextManagers
 
-    if dtype not in DTYPE_BYTES:
-        raise UsageError(f"{dtype!r} is not a dtype to load in; known: {', '.join(DTYPE_BYTES)}")
-    config = load_config(resolved)
-    cls = _causal_lm_class(resolved, config)
     torch_dtype = getattr(torch, dtype)
     quantizer = _quantizer(tier, torch_dtype, double_quant)
     # The same contexts and order as from_pretrained: the planner must see what it sees there.

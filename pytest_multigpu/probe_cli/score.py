@@ -223,7 +223,7 @@ def _prepared(
 def _load(session: GpuSession, line: Line) -> LoadedModel:
     """:raises LoadError: no plan fits."""
     session.on_progress = lambda progress: line.show(loading(progress))
-    session.start(Wanted(model=True, plan=True))
+    session.start(Wanted(model=True, plan=True, ours=True))
     lacking = session.plans.why_no_model()
     if lacking is not None:
         remedies = session.plan.remedies

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -24,8 +25,10 @@ def _only_our_plugins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="session")
 def heavy_modules() -> None:
-    """torch and transformers, as a run with a model imports them: those that an inner run imports
-    are forgotten, and torch cannot be imported twice."""
+    """torch, transformers and bitsandbytes, as runs with a model or a plan import them: those that
+    an inner run imports are forgotten, and torch's operators cannot be registered twice."""
+    from pytest_multigpu.errors import LoadError
+    from pytest_multigpu.model.bitsandbytes_import import import_bitsandbytes
     from pytest_multigpu.options import CPU_MODEL, Settings
     from pytest_multigpu.session import GpuSession
 
@@ -34,3 +37,5 @@ def heavy_modules() -> None:
         session.score_texts()
     finally:
         session.close()
+    with suppress(LoadError):  # for tests that need it to say
+        import_bitsandbytes()

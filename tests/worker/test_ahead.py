@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import pytest
 from fake_worker import Handle
 
 from pytest_multigpu.errors import LoadError
+from pytest_multigpu.importing import uncollected
 from pytest_multigpu.machine.fake import FakeNvml
 from pytest_multigpu.model import loading
 from pytest_multigpu.model.config import ResolvedModel
@@ -78,12 +80,13 @@ def test_contexts_are_made_when_the_worker_has_ended(
     monkeypatch.setattr(Handle, "result", lambda _self: ended.wait(10) and WorkerReport())
     session = GpuSession(SETTINGS, os.environ)
     session.start(CHECKS)
-    ahead = session._ahead
+    contexts = session._contexts
+    assert contexts is not None
     assert len(handles) == 1
     assert not woken
     ended.set()
     session.worker_report()
-    ahead.finish()
+    contexts.wait()
     assert woken == [{0, 1}]
 
 
@@ -130,8 +133,9 @@ def test_contexts_are_made_for_nobody_else(
     if why == "worker failed":
         handles[0].failure = "the CUDA worker hung"
     session.worker_report()
-    if wanted.model:
-        session._ahead.finish()
+    if why == "worker failed":
+        assert session._contexts is not None
+        session._contexts.wait()
     assert not woken
 
 
@@ -150,5 +154,33 @@ def test_a_context_that_cannot_be_made_is_for_the_load_to_tell(
     session = GpuSession(SETTINGS, os.environ)
     session.start(CHECKS)
     assert session.worker_report().failure is None
-    session._ahead.finish()
+    assert session._contexts is not None
+    session._contexts.wait()
     assert not raised
+
+
+@pytest.mark.usefixtures("fake", "handles", "imported", "woken")
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_is_imported_is_kept_for_good_where_nobody_elses_tests_run(
+    monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    session = GpuSession(SETTINGS, os.environ)
+    session.start(Wanted(worker=True, model=True, plan=True, ours=ours))
+    session.worker_report()
+    session.worker_report()
+    assert frozen == [True] * ours
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_garbage_collector_rests_and_is_as_before(collecting: bool) -> None:
+    assert gc.isenabled()
+    try:
+        if not collecting:
+            gc.disable()
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
