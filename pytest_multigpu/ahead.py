@@ -7,6 +7,7 @@ the load's to tell: it does the same again.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from .importing import keep_for_good
 
 if TYPE_CHECKING:
     from .model.config import ResolvedModel
-    from .records.plan import Plan
     from .worker_run import WorkerRun
 
 
@@ -33,15 +33,18 @@ def import_ahead(resolved: ResolvedModel, *, for_good: bool) -> None:
 
 
 class Contexts:
-    """A context on every GPU of a plan, made in a thread as soon as the worker's own are gone."""
+    """A context on each of some GPUs, made as soon as the worker's own are gone.
 
-    def __init__(self, worker: WorkerRun, plan: Plan) -> None:
-        # Here, since the thread must not hold what others import.
-        from .model.loading import wake_devices
+    By the driver, which needs no interpreter for it: torch's way would stop the imports meanwhile.
+    """
 
-        self._wake_devices = wake_devices
+    def __init__(self, worker: WorkerRun, gpus: Collection[int]) -> None:
+        """:param gpus: CUDA indices."""
+        from .machine.cuda.early import EarlyContexts
+
         self._worker = worker
-        self._plan = plan
+        self._gpus = gpus
+        self._early = EarlyContexts(gpus=gpus)
         # One may hang, and then so must the load, which is watched; not the end of the run.
         self._thread = threading.Thread(
             target=self._make, name="pytest-multigpu-contexts", daemon=True
@@ -49,10 +52,12 @@ class Contexts:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until they are there."""
+        """Until each is there or has failed, which the load then meets."""
         self._thread.join()
+        self._early.wait_for_driver()
+        for gpu in self._gpus:
+            self._early.wait_for(gpu)
 
     def _make(self) -> None:
         if self._worker.report().failure is None:
-            with suppress(ImportError, RuntimeError, MultiGpuError):
-                self._wake_devices(self._plan.device_map)
+            self._early.start()

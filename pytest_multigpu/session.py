@@ -189,10 +189,13 @@ class GpuSession:
     def _contexts(self) -> Contexts | None:
         """On their way to the load; None if it has to make its own."""
         try:
-            fits = self._wanted.ours and self.plan.fits
+            if not self._wanted.ours or not self.plan.fits:
+                return None
         except MultiGpuError:
             return None  # the checks of the plan say why
-        return Contexts(self._start_worker(), self.plan) if fits else None
+        places = self.plan.device_map.values()
+        gpus = sorted({place for place in places if isinstance(place, int)})
+        return Contexts(self._start_worker(), gpus)
 
     @cached_property
     def _imported(self) -> None:

@@ -28,6 +28,8 @@ IDLE = 0x1
 """nvmlClocksEventReasonGpuIdle."""
 _MOST_SAMPLES = 20_000
 """Kept of all GPUs together: a minute of eight."""
+_MERGED_AT_ONCE = 1000
+"""Merging each sample as it comes would take the interpreter from whoever is importing torch."""
 
 # What changes under load, and how several samples become one: the worst or the highest.
 _HIGHEST = (
@@ -133,6 +135,7 @@ class Sampler:
         self._nvml = nvml
         self._interval = interval
         self._merged: dict[int, GpuHealth] = {}
+        self._unmerged: list[GpuHealth] = []
         self._seen: deque[tuple[float, GpuHealth]] = deque(maxlen=_MOST_SAMPLES)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -165,6 +168,7 @@ class Sampler:
     def result(self) -> tuple[GpuHealth, ...]:
         """What was seen so far, one row a GPU in the order asked for."""
         with self._lock:
+            self._merge()
             rows = [
                 self._merged.get(index, GpuHealth(index=index, samples=0, problem="never sampled"))
                 for index in self._indices
@@ -182,6 +186,7 @@ class Sampler:
         :param began: seconds since the epoch, as ``ended``.
         """
         with self._lock:
+            self._merge()
             seen = [row for when, row in self._seen if began <= when <= ended]
             whole = dict(self._merged)
         found = []
@@ -207,8 +212,16 @@ class Sampler:
     def _add(self, row: GpuHealth) -> None:
         with self._lock:
             self._seen.append((time.time(), row))
-            known = self._merged.get(row.index)
-            self._merged[row.index] = row if known is None else merge([known, row])
+            self._unmerged.append(row)
+            if len(self._unmerged) >= _MERGED_AT_ONCE:
+                self._merge()
+
+    def _merge(self) -> None:
+        for index in {row.index for row in self._unmerged}:
+            rows = [row for row in self._unmerged if row.index == index]
+            known = self._merged.get(index)
+            self._merged[index] = merge(rows if known is None else [known, *rows])
+        self._unmerged.clear()
 
 
 def _read_one(nvml: NvmlLike, index: int) -> GpuHealth:

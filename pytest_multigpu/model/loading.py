@@ -83,7 +83,7 @@ def load_model(
         cls, config, options = _recipe(resolved, checkpoint, tier, dtype, device_map)
         if max_memory is not None:
             options["max_memory"] = dict(max_memory)
-        wake_devices(device_map)
+        _wake_devices(device_map)
         started = time.perf_counter()
         _reset_peaks()
         assembled, info = _assemble(cls, config, options, checkpoint, filling)
@@ -183,7 +183,7 @@ def _recipe(
     return cls, config, options
 
 
-def wake_devices(device_map: Mapping[str, int | str] | str) -> None:
+def _wake_devices(device_map: Mapping[str, int | str] | str) -> None:
     """Create the CUDA contexts that the map needs at the same time, not one after the other.
 
     :raises LoadError: the map names a GPU that this process does not see.

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_multigpu.judging.machine import judge_gpus
 from pytest_multigpu.judging.vram import judge_free_memory
+from pytest_multigpu.machine import health
 from pytest_multigpu.machine import nvml as module
 from pytest_multigpu.machine.fake import GPU_IS_LOST, H100_BYTES, NOT_SUPPORTED, FakeGpu, FakeNvml
 from pytest_multigpu.machine.health import Sampler, merge, read_health
@@ -309,6 +310,24 @@ def test_the_sampler_sees_what_comes_and_goes() -> None:
     assert row.throttle & 0x40
     assert row.ecc_volatile == 0
     assert row.samples > 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_every_sample_counts_however_many_are_merged_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(health, "_MERGED_AT_ONCE", at_once)
+    fake = FakeNvml(2)
+    with Sampler([0, 1], fake, interval=0.0) as sampler:
+        for reasons in (0x20, 0x40, 0):
+            fake.gpus[1].reasons = reasons
+            time.sleep(0.02)
+    whole = sampler.result()
+    assert [row.throttle for row in whole] == [0, 0x60]
+    assert whole == sampler.result()
+    then = sampler.between(0, time.time())
+    assert [row.samples for row in then] == [row.samples for row in whole]
+    assert whole[0].samples > 3
 
 
 def test_the_sampler_tells_some_seconds_from_the_rest() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fake_libcuda import FakeLibcuda
 from fake_worker import Handle
 
 from pytest_multigpu.errors import LoadError
 from pytest_multigpu.importing import uncollected
+from pytest_multigpu.machine.cuda import early
+from pytest_multigpu.machine.cuda.early import EarlyContexts
 from pytest_multigpu.machine.fake import FakeNvml
 from pytest_multigpu.model import loading
 from pytest_multigpu.model.config import ResolvedModel
@@ -35,15 +39,15 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def woken(monkeypatch: pytest.MonkeyPatch) -> list[set[object]]:
-    """The GPUs that got a context, a set for each time."""
-    asked: list[set[object]] = []
-
-    def wake(device_map: Mapping[str, int | str]) -> None:
-        asked.append(set(device_map.values()))
-
-    monkeypatch.setattr(loading, "wake_devices", wake)
+def woken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the driver was asked for; its GPU i is device 10 + i."""
+    asked: list[str] = []
+    monkeypatch.setattr(early, "EarlyContexts", early_contexts(FakeLibcuda(asked)))
     return asked
+
+
+def early_contexts(library: FakeLibcuda) -> Callable[..., EarlyContexts]:
+    return functools.partial(EarlyContexts, lambda: library)
 
 
 @pytest.mark.usefixtures("fake", "handles", "woken")
@@ -74,7 +78,7 @@ def test_what_loading_needs_is_imported_while_the_worker_measures(
 
 @pytest.mark.usefixtures("fake", "imported")
 def test_contexts_are_made_when_the_worker_has_ended(
-    monkeypatch: pytest.MonkeyPatch, handles: list[Handle], woken: list[set[object]]
+    monkeypatch: pytest.MonkeyPatch, handles: list[Handle], woken: list[str]
 ) -> None:
     ended = threading.Event()
     monkeypatch.setattr(Handle, "result", lambda _self: ended.wait(10) and WorkerReport())
@@ -87,7 +91,8 @@ def test_contexts_are_made_when_the_worker_has_ended(
     ended.set()
     session.worker_report()
     contexts.wait()
-    assert woken == [{0, 1}]
+    assert woken[0] == "init"
+    assert sorted(woken[1:]) == ["context 10", "context 11"]
 
 
 @pytest.mark.usefixtures("handles", "imported")
@@ -95,30 +100,28 @@ def test_a_load_waits_for_contexts_that_are_on_their_way(
     fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.gpus[1].total = 2 * GIB  # the plan leaves it empty
-    may, order = threading.Event(), []
-
-    def wake(device_map: Mapping[str, int | str]) -> None:
-        may.wait(10)
-        order.append(set(device_map.values()))
+    order: list[str] = []
+    library = FakeLibcuda(order)
+    library.go.clear()
+    monkeypatch.setattr(early, "EarlyContexts", early_contexts(library))
 
     def load(*_args: Any, **_options: Any) -> None:
-        order.append({"load"})
+        order.append("load")
 
-    monkeypatch.setattr(loading, "wake_devices", wake)
     monkeypatch.setattr(loading, "load_model", load)
     session = GpuSession(SETTINGS, os.environ)
     session.start(CHECKS)
     session.worker_report()
-    assert not order
-    threading.Timer(0.2, may.set).start()
+    threading.Timer(0.2, library.go.set).start()
     session.load()
-    assert order == [{0}, {"load"}]
+    # The context that cannot be made, FakeLibcuda's never can, is for the load to tell.
+    assert order == ["init", "context 10", "load"]
 
 
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("why", ["own tests", "no model", "does not fit", "worker failed"])
 def test_contexts_are_made_for_nobody_else(
-    fake: FakeNvml, handles: list[Handle], woken: list[set[object]], why: str
+    fake: FakeNvml, handles: list[Handle], woken: list[str], why: str
 ) -> None:
     wanted = CHECKS
     if why == "own tests":  # that may fork, or measure what they leave behind
@@ -137,26 +140,6 @@ def test_contexts_are_made_for_nobody_else(
         assert session._contexts is not None
         session._contexts.wait()
     assert not woken
-
-
-@pytest.mark.usefixtures("fake", "handles", "imported")
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), LoadError("no GPU 1")])
-def test_a_context_that_cannot_be_made_is_for_the_load_to_tell(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    raised: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", raised.append)
-
-    def wake(_device_map: object) -> None:
-        raise error
-
-    monkeypatch.setattr(loading, "wake_devices", wake)
-    session = GpuSession(SETTINGS, os.environ)
-    session.start(CHECKS)
-    assert session.worker_report().failure is None
-    assert session._contexts is not None
-    session._contexts.wait()
-    assert not raised
 
 
 @pytest.mark.usefixtures("fake", "handles", "imported", "woken")

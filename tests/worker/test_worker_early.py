@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from typing import Any
 
+from fake_libcuda import FakeLibcuda
+
 from pytest_multigpu.machine.cuda.early import EarlyContexts
-
-
-class FakeLibcuda:
-    """Counts what it is asked; each function returns a CUresult."""
-
-    def __init__(self, asked: list[str], count: int = 2, init: int = 0) -> None:
-        self.asked = asked
-        self.count = count
-        self.init = init
-        self.go = threading.Event()
-        self.go.set()
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802
-        self.asked.append("init")
-        return self.init
-
-    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
-        ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = self.count
-        return 0
-
-    def cuDeviceGet(self, device: Any, gpu: int) -> int:  # noqa: N802
-        ctypes.cast(device, ctypes.POINTER(ctypes.c_int))[0] = gpu + 10
-        return 0
-
-    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
-        self.go.wait(10)
-        self.asked.append(f"context {device.value}")
-        return 2  # out of memory: torch will meet it again
 
 
 def test_the_driver_is_started_before_it_makes_any_context() -> None:
@@ -46,6 +19,15 @@ def test_the_driver_is_started_before_it_makes_any_context() -> None:
         early.wait_for(gpu)
     assert asked[0] == "init"
     assert sorted(asked[1:]) == ["context 10", "context 11"]
+
+
+def test_only_the_gpus_that_are_asked_for_get_one() -> None:
+    asked: list[str] = []
+    early = EarlyContexts(lambda: FakeLibcuda(asked, count=4), gpus=[1, 3, 7]).start()
+    early.wait_for_driver()
+    for gpu in (1, 3, 7):
+        early.wait_for(gpu)
+    assert sorted(asked) == ["context 11", "context 13", "init"]
 
 
 def test_waiting_for_a_gpu_waits_for_its_context() -> None:

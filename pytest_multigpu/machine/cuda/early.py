@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -21,8 +21,12 @@ def _libcuda() -> Any:
 class EarlyContexts:
     """``start()``, import torch, ``wait_for_driver()``, then ``wait_for(gpu)`` for each GPU."""
 
-    def __init__(self, library: Callable[[], Any] = _libcuda) -> None:
+    def __init__(
+        self, library: Callable[[], Any] = _libcuda, *, gpus: Collection[int] | None = None
+    ) -> None:
+        """:param gpus: CUDA indices; by default all that CUDA sees."""
         self._library = library
+        self._gpus = gpus
         self._contexts: dict[int, threading.Thread] = {}
         self._thread = threading.Thread(target=self._start_driver, daemon=True)
 
@@ -52,6 +56,8 @@ class EarlyContexts:
         if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
             return
         for gpu in range(count.value):
+            if self._gpus is not None and gpu not in self._gpus:
+                continue
             thread = threading.Thread(target=self._retain, args=(cuda, gpu), daemon=True)
             self._contexts[gpu] = thread
             thread.start()
