@@ -27,13 +27,13 @@ SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 MIN_LARGE = 10 * MIB
 ROUND_LARGE = 2 * MIB
-TOP_DOWN = 768 * MIB
-"""Segments from about that size on get lower addresses from the driver the later they are asked
-for, smaller ones higher addresses: 121 of 124 peaks measured on 1 to 4 H100s and H200s (driver 580)
-follow from that order. The others follow from some other one: addresses that were given back are
-used again, which a plan can't know."""
-OTHER_ORDERS = (0, 1 << 50)
-"""All of them top down; none."""
+TOP_DOWN = 0
+"""Segments from that size on get lower addresses from the driver the later they are asked for,
+smaller ones higher addresses. All of them: every segment that one H200 (driver 580) gave a 70B for
+prompts of 2,048 to 32,768 tokens follows from that, one after the other. Over several GPUs, which
+share one range of addresses, there are exceptions that a plan can't know."""
+OTHER_ORDERS = (512 * MIB, 1 << 50)
+"""Some of them top down; none."""
 _HIGHEST = 1 << 62
 
 

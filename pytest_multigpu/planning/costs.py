@@ -42,10 +42,17 @@ class Costs:
     mask_copy_unaligned: int = 1
     """More of them where the number of keys is no multiple of 8, which the memory-efficient kernel
     needs (``pad_bias``). It is the one that takes masks where cuDNN is not preferred."""
-    int8_outlier_share: float = 0.0
+    attention_statistics: bool = True
+    """Whether the attention kernel writes its log-sum-exp: cuDNN's does so for training only."""
+    int8_outlier_search_bytes: int = 33 * MIB
+    """What ``Tensor.any`` takes for a moment where LLM.int8 looks for the columns with outliers."""
+    int8_outliers: float = 0.0
     """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit."""
-    int8_outlier_share_down: float = 0.0
-    """The same for the Linear after the activation function, whose inputs have longer tails."""
+    int8_outliers_attended: float = 0.005
+    """The same for the Linear after attention: of the synthesised 70B's 8192 columns 20 to 60 in
+    most layers and up to 570 in the first ones. Trained models have them too."""
+    int8_outliers_down: float = 0.0
+    """The same for the Linear after the activation function."""
 
 
 HOPPER = Costs(
@@ -58,6 +65,7 @@ HOPPER = Costs(
     # torch prefers cuDNN's attention there, which takes masks of any length: 4 x 40,210 tokens in
     # nf4 ran out of memory on four H100s where a replay without further copies does.
     mask_copy_unaligned=0,
+    attention_statistics=False,
 )
 OTHER = Costs(
     hardware="any other GPU, not measured: Hopper's figures, the older cuBLAS workspace",

@@ -195,9 +195,10 @@ class Forward:
         a, size, linear = gpu.allocator, self.size, self.linears.run
         hidden, query, kv = t * self.hidden * size, t * self.query * size, t * self.kv * size
         normed = self._norm(a, t)
-        q = linear(a, gpu.costs, t, self.query, self.hidden)
-        k = linear(a, gpu.costs, t, self.kv, self.hidden)
-        v = linear(a, gpu.costs, t, self.kv, self.hidden)
+        share = gpu.costs.int8_outliers
+        q = linear(a, gpu.costs, t, self.query, self.hidden, outliers=share)
+        k = linear(a, gpu.costs, t, self.kv, self.hidden, outliers=share)
+        v = linear(a, gpu.costs, t, self.kv, self.hidden, outliers=share)
         q_rotated = self._rotate(a, query)
         k_rotated = self._rotate(a, kv)
         a.drop(q)
@@ -214,11 +215,12 @@ class Forward:
                 beside = [a.take(repeated) for _ in range(2)]
             beside += gpu.mask_for_kernel(t * total_tokens, total_tokens, size)
         attended = a.take(query)
-        statistics = a.take(max(4, t * self.query // self.head_dim * 4))  # fp32 log-sum-exp
-        a.drop(statistics)
+        if gpu.costs.attention_statistics:
+            a.drop(a.take(max(4, t * self.query // self.head_dim * 4)))  # fp32 log-sum-exp
         for held in reversed(beside):
             a.drop(held)
-        out = linear(a, gpu.costs, t, self.hidden, self.query)
+        share = gpu.costs.int8_outliers_attended
+        out = linear(a, gpu.costs, t, self.hidden, self.query, outliers=share)
         a.drop(attended)
         a.drop(q_rotated)  # the attention's frame holds it to its end
         if not keep_cache:
@@ -268,13 +270,15 @@ class Forward:
     def _mlp(self, gpu: Gpu, t: int) -> Held:
         """``down(act(gate(x)) * up(x))``."""
         a, wide, linear = gpu.allocator, t * self.intermediate * self.size, self.linears.run
-        gate = linear(a, gpu.costs, t, self.intermediate, self.hidden)
+        share = gpu.costs.int8_outliers
+        gate = linear(a, gpu.costs, t, self.intermediate, self.hidden, outliers=share)
         activated = a.take(wide)
         a.drop(gate)
-        up = linear(a, gpu.costs, t, self.intermediate, self.hidden)
+        up = linear(a, gpu.costs, t, self.intermediate, self.hidden, outliers=share)
         product = a.take(wide)
         a.drop(up)
         a.drop(activated)
-        down = linear(a, gpu.costs, t, self.hidden, self.intermediate, down=True)
+        share = gpu.costs.int8_outliers_down
+        down = linear(a, gpu.costs, t, self.hidden, self.intermediate, outliers=share)
         a.drop(product)
         return down

@@ -24,16 +24,16 @@ class Linears:
         self.cast_to_half = architecture.dtype != "float16"
 
     def run(
-        self, a: Allocator, costs: Costs, t: int, rows: int, columns: int, *, down: bool = False
+        self, a: Allocator, costs: Costs, t: int, rows: int, columns: int, *, outliers: float = 0.0
     ) -> Held:
         """Takes what the product needs meanwhile; its output, ``(t, rows)``, stays.
 
-        :param down: it follows the activation function.
+        :param outliers: share of the columns that LLM.int8 multiplies in 16 bit.
         """
         if self.tier == "4bit":
             return self._nf4(a, costs, t, rows, columns)
         if self.tier == "8bit":
-            return self._int8(a, costs, t, rows, columns, down=down)
+            return self._int8(a, costs, t, rows, columns, int(columns * outliers))
         return a.take(t * rows * self.size)
 
     def _nf4(self, a: Allocator, costs: Costs, t: int, rows: int, columns: int) -> Held:
@@ -45,37 +45,47 @@ class Linears:
         a.drop(weight)
         return result
 
-    def _int8(
-        self, a: Allocator, costs: Costs, t: int, rows: int, columns: int, *, down: bool
-    ) -> Held:
+    def _int8(self, a: Allocator, costs: Costs, t: int, rows: int, columns: int, kept: int) -> Held:
         """``MatMul8bitLt``: fp16 copy and outlier mask of the input, its int8 form, the int32
-        product, its fp16 form, the result; outlier columns multiplied in 16 bit."""
+        product, its fp16 form, the result; ``kept`` outlier columns multiplied in 16 bit."""
         half = a.take(t * columns * 2) if self.cast_to_half else None
         quantised = a.take(t * columns)
         magnitude = a.take(t * columns * 2)
         mask = a.take(t * columns)
         a.drop(magnitude)
+        if kept:
+            a.drop(a.take(costs.int8_outlier_search_bytes))
         a.drop(mask)
         if half is not None:
             a.drop(half)
-        share = costs.int8_outlier_share_down if down else costs.int8_outlier_share
-        outliers: list[Held] = []
-        kept = int(columns * share)
-        if kept:
-            outliers = [a.take(t * kept * self.size)]
-            wide = a.take(rows * kept * 4)
-            outliers.append(a.take(rows * kept * self.size))
-            a.drop(wide)
+        if not kept:
+            result = self._int8_product(a, t, rows)
+            a.drop(quantised)
+            return result
+        inputs = a.take(t * kept * self.size)
+        weight = self._outlier_weight(a, rows * kept)
+        without = self._int8_product(a, t, rows)
+        result = a.take(t * rows * self.size)
+        for held in (without, weight, quantised, inputs):
+            a.drop(held)
+        return result
+
+    def _int8_product(self, a: Allocator, t: int, rows: int) -> Held:
+        """``int8_scaled_mm``."""
         product = a.take(t * rows * 4)
         result = a.take(t * rows * 2)
         if self.cast_to_half:
             as_half, result = result, a.take(t * rows * self.size)
             a.drop(as_half)
         a.drop(product)
-        if outliers:
-            without, result = result, a.take(t * rows * self.size)
-            a.drop(without)
-        for held in outliers:
-            a.drop(held)
-        a.drop(quantised)
+        return result
+
+    def _outlier_weight(self, a: Allocator, elements: int) -> Held:
+        """``int8_vectorwise_dequant`` of the weight's outlier columns."""
+        stored = a.take(elements)
+        wide = [a.take(elements * 4) for _ in range(2)]
+        a.drop(wide[0])
+        a.drop(stored)
+        result = a.take(elements * self.size)
+        a.drop(wide[1])
         return result

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from ..records.passes import Pass, Passes, Phase, Size, Step
 from ..records.plan import Architecture, Block
 from .allocator import Held
+from .costs import Costs
 from .forward import Forward
 from .gpu import Gpu
 
@@ -88,6 +89,9 @@ class _Run:
         self.first = blocks[0][1]
         self.layers = [self._sized(layer.steps) for layer in recorded.layers]
         self.inputs = [[self._of(size) for size in layer.inputs] for layer in recorded.layers]
+        self.attended = [
+            _attended(layer.steps, forward.hidden, forward.query) for layer in recorded.layers
+        ]
         self.hidden = tokens * batch * forward.hidden * forward.size
         self.kept: list[tuple[Gpu, list[Held]]] = []
         """Until the norm is through."""
@@ -182,7 +186,7 @@ class _Run:
                         size,
                         step.rows,
                         step.columns,
-                        down=step.columns == forward.intermediate,
+                        outliers=self._outliers(step, gpu.costs),
                     )
                 ]
             elif op == "mask":
@@ -191,6 +195,17 @@ class _Run:
                 made[step.tensor] = gpu.mask_aligned(size, self.total, forward.size)
             elif block is not None:
                 gpu.extend_cache(block, self.tokens, self.batch, self.total)
+
+    def _outliers(self, step: Step, costs: Costs) -> float:
+        if step.columns == self.forward.intermediate:
+            return costs.int8_outliers_down
+        return costs.int8_outliers_attended if step in self.attended else costs.int8_outliers
+
+
+def _attended(steps: Sequence[Step], hidden: int, query: int) -> Step | None:
+    """A layer's last Linear of that shape is the one after attention."""
+    shaped = [s for s in steps if s.op == "linear" and (s.rows, s.columns) == (hidden, query)]
+    return shaped[-1] if shaped else None
 
 
 def _drop(gpu: Gpu, held: Iterable[Held]) -> None:

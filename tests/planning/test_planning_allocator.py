@@ -236,13 +236,12 @@ def test_a_copy_does_what_the_original_would(steps: list[tuple[int, int, bool]],
 @pytest.mark.parametrize(
     ("size", "top_down", "taken"),
     [
-        (64 * MIB, TOP_DOWN, 0),
-        (TOP_DOWN - 2 * MIB, TOP_DOWN, 0),
-        (TOP_DOWN, TOP_DOWN, 2),
-        (3 * TOP_DOWN, TOP_DOWN, 2),
-        # All top down; none.
-        (64 * MIB, OTHER_ORDERS[0], 2),
-        (3 * TOP_DOWN, OTHER_ORDERS[1], 0),
+        (64 * MIB, TOP_DOWN, 2),
+        (3072 * MIB, TOP_DOWN, 2),
+        # Some top down; none.
+        (510 * MIB, OTHER_ORDERS[0], 0),
+        (512 * MIB, OTHER_ORDERS[0], 2),
+        (3072 * MIB, OTHER_ORDERS[1], 0),
     ],
 )
 def test_of_equal_segments_the_one_at_the_lowest_address(
@@ -255,11 +254,11 @@ def test_of_equal_segments_the_one_at_the_lowest_address(
     assert allocator.take(size) is blocks[taken]
 
 
-def test_no_two_segments_overlap() -> None:
-    allocator = Allocator()
-    sizes = [64 * MIB, TOP_DOWN, 3 * MIB, 2 * TOP_DOWN, 100, TOP_DOWN + 2 * MIB, 700 * MIB]
+@pytest.mark.parametrize("top_down", [TOP_DOWN, *OTHER_ORDERS])
+def test_no_two_segments_overlap(top_down: int) -> None:
+    allocator = Allocator(top_down=top_down)
+    sizes = [64 * MIB, 512 * MIB, 3 * MIB, 1024 * MIB, 100, 514 * MIB, 500 * MIB]
     taken = sorted((allocator.take(size) for size in sizes), key=lambda block: block.address)
-    assert TOP_DOWN == 768 * MIB
     for one, following in pairwise(taken):
         end = one.address + one.size + (0 if one.after is None else one.after.size)
         assert end <= following.address

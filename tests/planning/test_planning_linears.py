@@ -9,6 +9,7 @@ from pytest_multigpu.planning.allocator import Allocator
 from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.linears import Linears
 from pytest_multigpu.records.plan import Architecture
+from pytest_multigpu.units import MIB
 
 Make = Callable[..., Architecture]
 T = 2048
@@ -17,16 +18,25 @@ WIDE = T * 28672 * 2
 
 def test_columns_kept_in_16_bit_are_held_beside_the_product(make_llama: Make) -> None:
     linears = Linears(make_llama("8bit", layers=1))
-    costs = replace(HOPPER, int8_outlier_share=0.25, int8_outlier_share_down=0.0)
     a, plain = Allocator(), Allocator()
     kept = 8192 // 4
-    found = linears.run(a, costs, T, 28672, 8192)
+    found = linears.run(a, HOPPER, T, 28672, 8192, outliers=0.25)
     assert found.size == linears.run(plain, HOPPER, T, 28672, 8192).size == WIDE
-    # Outlier columns of the input and of the weight, in 16 bit, and both results of the sum.
-    more = T * kept * 2 + 28672 * kept * 2
-    assert a.peak_allocated == plain.peak_allocated + more
-    down = linears.run(a, costs, T, 8192, 28672, down=True)
-    assert a.allocated == found.size + down.size
+    # Outlier columns of the input and of the weight, in 16 bit, beside the int32 product and both
+    # its forms.
+    assert a.peak_allocated == plain.peak_allocated + T * kept * 2 + 28672 * kept * 2
+    assert a.allocated == found.size
+
+
+def test_looking_for_outliers_takes_something_where_there_are_some(make_llama: Make) -> None:
+    """Few rows: the worst moment is before the product."""
+    linears = Linears(make_llama("8bit", layers=1))
+    half, forms = T * 8192 * 2, T * 8192 * (1 + 1)
+    costs = replace(HOPPER, int8_outlier_search_bytes=64 * MIB)
+    for outliers, searching in ((0.0, 0), (1 / 8192, 64 * MIB)):
+        a = Allocator()
+        linears.run(a, costs, T, 8, 8192, outliers=outliers)
+        assert a.peak_allocated == half + forms + max(T * 8192 * 2, searching)
 
 
 def test_an_int8_linear_alone(make_llama: Make) -> None:

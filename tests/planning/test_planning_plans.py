@@ -371,26 +371,27 @@ def test_what_is_left_is_the_tightest_gpus(make_llama: Make) -> None:
 
 def test_near_its_limit_a_plan_must_fit_in_every_order_of_addresses(make_llama: Make) -> None:
     """Which of two equal free blocks is taken decides what they are cut into later."""
-    model = make_llama("4bit", **{**SHAPE, "hidden": 4096, "intermediate": 16384, "heads": 32})
+    sizes = {"layers": 6, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
+    model = make_llama("8bit", **{**SHAPE, **sizes})
     placed = {block.name: 0 for block in model.blocks}
 
     def missing(free_bytes: int, order: int) -> int:
         loaded = Loaded(model, placed, {0: OTHER}, top_down=order)
-        return loaded.run(context_tokens=8192, batch=1, limits={0: free_bytes})[0].missing_bytes
+        return loaded.run(context_tokens=2048, batch=4, limits={0: free_bytes})[0].missing_bytes
 
-    free = 2700 * MIB
+    free = 4200 * MIB
     assert [missing(room(free), order) > 0 for order in (TOP_DOWN, *OTHER_ORDERS)] == [
-        False, True, False,
+        False, True, True,
     ]  # fmt: skip
-    refused = plan(model, machine(free), {"": 0}, context=8192)
+    refused = plan(model, machine(free), {"": 0}, context=2048, batch=4)
     assert not refused.fits
     lacks = missing(room(free), OTHER_ORDERS[0])
     assert refused.devices[0].peak_bytes > free - MIB
     assert refused.reasons[0].startswith("GPU 0 lacks ")
     assert lacks > 0
-    assert not Predictor(model, {"": 0}, machine(free)).fit(context_tokens=8192, batch=1).fits
+    assert not Predictor(model, {"": 0}, machine(free)).fit(context_tokens=2048, batch=4).fits
     # With room for the worst of them it fits, and is predicted in the usual order.
-    roomy = plan(model, machine(free + 2 * lacks), {"": 0}, context=8192)
+    roomy = plan(model, machine(free + 2 * lacks), {"": 0}, context=2048, batch=4)
     assert roomy.fits
-    usual = Loaded(model, placed, {0: OTHER}).run(context_tokens=8192, batch=1)[0]
+    usual = Loaded(model, placed, {0: OTHER}).run(context_tokens=2048, batch=4)[0]
     assert roomy.devices[0].peak_bytes == usual.peaks.worst_bytes
