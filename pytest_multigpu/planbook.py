@@ -122,8 +122,14 @@ class PlanBook:
     def architecture(self, tier: Tier) -> Architecture:
         """Exact bytes of every block in one tier."""
         from .model.architecture import describe
+        from .planning.allocator import unlike_simulated
 
-        return describe(self.resolved, tier=tier, dtype=self.settings.dtype)
+        found = describe(self.resolved, tier=tier, dtype=self.settings.dtype)
+        # Of a machine that isn't there nobody knows the environment.
+        unlike = None if self.machine.simulated else unlike_simulated(self.environ)
+        if unlike is None or tier == "cpu":
+            return found
+        return dataclasses.replace(found, unknown=(*found.unknown, unlike))
 
     def shortfall(self, tier: Tier) -> str | None:
         """Why no plan of this tier or a better one fits; None if one does."""

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from pytest_multigpu.errors import LoadError
+from pytest_multigpu.judging.plan import judge_plan
 from pytest_multigpu.model import automap
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
@@ -168,3 +170,24 @@ def test_more_tokens_than_positions_are_nothing_to_rent_for() -> None:
     )
     assert plan.mendable
     assert plan.remedies == ("--gpu-context=131072 is the longest that fits as placed",)
+
+
+@pytest.mark.parametrize(("simulated", "named"), [(None, True), ("1xH100", False)])
+def test_an_allocator_of_other_settings_is_not_accounted_for(
+    simulated: str | None, named: bool
+) -> None:
+    machine = replace(simulate("1xH100"), simulated=simulated)
+    environ = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
+    plan = PlanBook(Settings(tier="4bit"), machine, environ).chosen
+    assert plan.fits
+    warned = [r.reason for r in judge_plan(plan) if r.name == "not accounted for"]
+    assert (
+        warned
+        == [
+            "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64: peaks are predicted for torch's allocator "
+            "as it is by default"
+        ]
+        * named
+    )
+    cpu = PlanBook(Settings(tier="cpu", model="tiny-llama"), machine, environ).chosen
+    assert cpu.architecture.unknown == ()

@@ -34,7 +34,7 @@ def judge_plan(plan: Plan) -> list[Record]:
     ]
     records += [_device(device, plan, remedy) for device in plan.devices if _is_gpu(device)]
     records += [
-        Record(name="unlike Llama", outcome="warned", reason=sentence)
+        Record(name="not accounted for", outcome="warned", reason=sentence)
         for sentence in plan.architecture.unknown
     ]
     records += [
