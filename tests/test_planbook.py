@@ -181,13 +181,10 @@ def test_an_allocator_of_other_settings_is_not_accounted_for(
     plan = PlanBook(Settings(tier="4bit"), machine, environ).chosen
     assert plan.fits
     warned = [r.reason for r in judge_plan(plan) if r.name == "not accounted for"]
-    assert (
-        warned
-        == [
-            "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64: peaks are predicted for torch's allocator "
-            "as it is by default"
-        ]
-        * named
+    told = (
+        "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64: peaks are predicted for torch's allocator "
+        "as it is by default"
     )
+    assert warned == [told] * named
     cpu = PlanBook(Settings(tier="cpu", model="tiny-llama"), machine, environ).chosen
     assert cpu.architecture.unknown == ()
