@@ -280,9 +280,38 @@ def test_no_two_segments_overlap(top_down: int) -> None:
             "PYTORCH_ALLOC_CONF=max_split_size_mb:64 PYTORCH_NO_CUDA_MEMORY_CACHING=1: peaks are "
             "predicted for torch's allocator as it is by default",
         ),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "a:1", "PYTORCH_ALLOC_CONF": "Expandable_Segments:TRUE"},
+            "PYTORCH_ALLOC_CONF=Expandable_Segments:TRUE PYTORCH_CUDA_ALLOC_CONF=a:1: peaks are "
+            "predicted for torch's allocator as it is by default, and are lower with expandable "
+            "segments",
+        ),
     ],
 )
 def test_an_allocator_that_is_not_simulated_is_named(
     environ: dict[str, str], told: str | None
 ) -> None:
     assert unlike_simulated(environ) == told
+
+
+def test_peaks_start_again_at_what_is_there() -> None:
+    allocator = Allocator()
+    allocator.kv = 5
+    first, second = allocator.take(64 * MIB), allocator.take(32 * MIB)
+    assert (allocator.peak_allocated, allocator.peak_kv) == (96 * MIB, 5)
+    allocator.drop(first)
+    allocator.empty_cache()
+    allocator.kv = 3
+    allocator.restart_peaks()
+    found = allocator.peak_reserved, allocator.peak_allocated, allocator.peak_kv
+    assert found == (32 * MIB, 32 * MIB, 3)
+    allocator.drop(second)
+
+
+def test_the_last_byte_of_the_limit_can_be_had_once_the_rest_is_given_back() -> None:
+    allocator = Allocator(64 * MIB)
+    allocator.drop(allocator.take(40 * MIB))
+    assert allocator.take(64 * MIB).size == 64 * MIB
+    with pytest.raises(DeviceFullError) as caught:
+        allocator.take(20 * MIB)
+    assert caught.value.missing_bytes == 20 * MIB

@@ -39,6 +39,14 @@ def test_looking_for_outliers_takes_something_where_there_are_some(make_llama: M
         assert a.peak_allocated == half + forms + max(T * 8192 * 2, searching)
 
 
+def test_the_weights_of_kept_columns_are_in_fp32_twice_for_a_moment(make_llama: Make) -> None:
+    """One token: everything else is small."""
+    a, kept = Allocator(), 4096
+    Linears(make_llama("8bit", layers=1)).run(a, HOPPER, 1, 28672, 8192, outliers=0.5)
+    # The input's int8 form and its kept columns; the weight's, as stored and wide.
+    assert a.peak_allocated == 8192 + kept * 2 + 28672 * kept * (1 + 4 + 4)
+
+
 def test_an_int8_linear_alone(make_llama: Make) -> None:
     """Few rows: the worst moment is before the product."""
     model = make_llama("8bit", layers=1)
