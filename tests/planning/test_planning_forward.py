@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_multigpu.planning.allocator import Allocator
+from pytest_multigpu.planning.allocator import Allocator, Held
 from pytest_multigpu.planning.costs import HOPPER, OTHER, Costs, costs_for
 from pytest_multigpu.planning.forward import Forward, Gpu
 from pytest_multigpu.planning.load import load, tensor_sizes
@@ -281,3 +281,23 @@ def test_int8_in_float16_needs_no_copies(make_llama: Make) -> None:
     # As in bfloat16, without the second form of the result.
     at_once = 3 * H + WIDE + T * 8192 + 2 * WIDE + WIDE
     assert run(model).allocator.peak_allocated == at_once + COSINES + KV
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_statistics_of_attention_where_the_kernel_writes_them(
+    make_llama: Make, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    taken: list[int] = []
+    take = Allocator.take
+
+    def noted(self: Allocator, size: int) -> Held:
+        taken.append(size)
+        return take(self, size)
+
+    model = make_llama(layers=3, hidden=896, intermediate=2048, heads=7, kv_heads=7)
+    gpu = Gpu(allocator=Allocator(), costs=replace(HOPPER, attention_statistics=written))
+    monkeypatch.setattr(Allocator, "take", noted)
+    blocks = [(block, gpu) for block in model.blocks]
+    Forward(model, logits_rows=1).run(blocks, tokens=1001, batch=1, total_tokens=1001)
+    # The log-sum-exp of each layer's 1001 tokens and 7 heads, in fp32.
+    assert taken.count(1001 * 7 * 4) == 3 * written
