@@ -1,8 +1,8 @@
 """Importing bitsandbytes, quietly and without torch's compiler.
 
 bitsandbytes 0.50 decorates what it runs on devices of no backend with ``torch.compile``, and that
-imports torch's whole inductor, a second here and four on a rented pod, for functions that no GPU
-calls. Imports errors; torch and bitsandbytes in functions.
+imports torch's whole inductor, which took 4.7 s on a rented pod, for functions that no GPU calls.
+Imports errors; torch and bitsandbytes in functions.
 """
 
 from __future__ import annotations
