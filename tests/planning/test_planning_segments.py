@@ -1,4 +1,7 @@
-"""The replay beside a real GPU: every segment that torch asked one H200 for, in its order."""
+"""The replay beside a real GPU: every segment that torch asked one H200 for, in its order.
+
+``benchmarks/segments.py`` records them.
+"""
 
 from __future__ import annotations
 
