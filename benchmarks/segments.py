@@ -23,10 +23,9 @@ from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.model.loaded import release
 from pytest_multigpu.model.loading import load_model
+from pytest_multigpu.planning.allocator import SMALL_SEGMENT
 from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.units import MIB
-
-SMALL_SEGMENT = 2 * MIB
 
 
 def main() -> int:
@@ -39,8 +38,8 @@ def main() -> int:
     options = parser.parse_args()
     machine = peaks.first_gpus(read_machine(), options.gpus)
     if len(machine.visible) < options.gpus:
-        found_gpus = len(machine.visible)
-        print(f"needs {options.gpus} visible GPUs; found {found_gpus}", file=sys.stderr)
+        found = len(machine.visible)
+        print(f"needs {options.gpus} visible GPUs; found {found}", file=sys.stderr)
         return 1
     architecture = describe(resolve_config(options.model), tier=options.tier)
     placed = balanced(architecture, machine, context_tokens=2048, batch=1)
@@ -51,7 +50,7 @@ def main() -> int:
         weights="synthetic",
         architecture=architecture,
     )
-    found: dict[str, Any] = {"gpus": [gpu.name for gpu in machine.visible_gpus], "cases": {}}
+    result: dict[str, Any] = {"gpus": [gpu.name for gpu in machine.visible_gpus], "cases": {}}
     try:
         for size in options.sizes:
             context, batch = map(int, size.split("x"))
@@ -59,11 +58,11 @@ def main() -> int:
             for phase in ("generate", "probe"):
                 rows = recorded(loaded, phase, context - peaks.STEPS, batch, options.gpus)
                 predicted = [peaks.predicted(device, phase) for device in plan.devices]
-                found["cases"][f"{options.tier} {size} {phase}"] = {
+                result["cases"][f"{options.tier} {size} {phase}"] = {
                     "predicted_bytes": predicted,
                     "segments": rows,
                 }
-                options.out.write_text(json.dumps(found) + "\n")
+                options.out.write_text(json.dumps(result) + "\n")
                 sums = [sum(length for _, length in row) // MIB for row in rows]
                 print(f"{size} {phase}: segments of {sums} MiB", flush=True)
     finally:

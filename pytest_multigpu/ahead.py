@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .errors import MultiGpuError
 from .importing import keep_for_good
 
 if TYPE_CHECKING:
@@ -23,13 +21,13 @@ def import_ahead(resolved: ResolvedModel, *, for_good: bool) -> None:
     """Import what loading this model takes.
 
     :param for_good: nobody else's tests are in this process, see :func:`.keep_for_good`.
+    :raises UsageError: transformers knows no such model.
     """
-    with suppress(ImportError, MultiGpuError):
-        from .model.loading import import_all
+    from .model.loading import import_all
 
-        import_all(resolved)
-        if for_good:
-            keep_for_good()
+    import_all(resolved)
+    if for_good:
+        keep_for_good()
 
 
 class Contexts:

@@ -200,7 +200,7 @@ class GpuSession:
     @cached_property
     def _imported(self) -> None:
         """Once: what loading needs takes seconds to import."""
-        with _unwarned(), suppress(MultiGpuError):  # no such model: the load tells
+        with _unwarned(), suppress(ImportError, MultiGpuError):  # the load tells
             import_ahead(self.plans.resolved, for_good=self._wanted.ours)
 
     @cached_property

@@ -51,7 +51,7 @@ def compiling_when_called() -> Iterator[None]:
     def compile_later(model: Any = None, **options: Any) -> Any:
         if model is None:
             return lambda function: compile_later(function, **options)
-        if not callable(model) or isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.nn.Module):
             return compile_now(model, **options)
         compiled: list[Callable[..., Any]] = []
 

@@ -36,22 +36,8 @@ share one range of addresses, there are exceptions that a plan can't know."""
 OTHER_ORDERS = (512 * MIB, 1 << 50)
 """Some of them top down; none."""
 _HIGHEST = 1 << 62
-
-
 SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
 """Environment variables that make torch's allocator another one than is simulated here."""
-
-
-def unlike_simulated(environ: Mapping[str, str]) -> str | None:
-    """A sentence if torch's allocator is set to go by other rules; None if it is as by default."""
-    found = [f"{name}={environ[name]}" for name in SETTINGS if environ.get(name, "").strip()]
-    if not found:
-        return None
-    lower = any("expandable_segments:true" in one.casefold() for one in found)
-    return (
-        f"{' '.join(found)}: peaks are predicted for torch's allocator as it is by default"
-        f"{', and are lower with expandable segments' if lower else ''}"
-    )
 
 
 class DeviceFullError(Exception):
@@ -227,3 +213,15 @@ class Allocator:
 
 def _is_segment(block: Held) -> bool:
     return block.before is None and block.after is None
+
+
+def unlike_simulated(environ: Mapping[str, str]) -> str | None:
+    """A sentence if torch's allocator is set to go by other rules; None if it is as by default."""
+    found = [f"{name}={environ[name]}" for name in SETTINGS if environ.get(name, "").strip()]
+    if not found:
+        return None
+    lower = any("expandable_segments:true" in one.casefold() for one in found)
+    return (
+        f"{' '.join(found)}: peaks are predicted for torch's allocator as it is by default"
+        f"{', and are lower with expandable segments' if lower else ''}"
+    )

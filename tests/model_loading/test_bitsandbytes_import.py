@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,3 +83,20 @@ def test_what_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         import_bitsandbytes()
     assert logging.getLogger("bitsandbytes").level == level
+
+
+def test_a_library_built_for_another_cuda_is_told_and_its_cause_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bitsandbytes.py").write_text("raise RuntimeError('no  kernel\\n for sm_90')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    before = torch.compile
+    with pytest.raises(LoadError) as caught:
+        import_bitsandbytes()
+    assert str(caught.value) == (
+        "bitsandbytes cannot be imported (RuntimeError: no kernel for sm_90); reinstall it, or "
+        "choose --gpu-tier=16bit"
+    )
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert torch.compile is before
