@@ -6,13 +6,16 @@
     python benchmarks/peaks.py --beside                             # 1 and 2 GPUs side by side
     python benchmarks/peaks.py --again results/peaks-h100x4.json --simulate 4xH100 --out FILE
 
-For each tier and number of GPUs the model is loaded once (balanced placement, weights
-synthesised), then every context and batch is generated with ``model.generate`` and probed, the
-cheapest first, each from an emptied cache; several sequences are of unequal lengths, left-padded,
-as the plan takes them to be. Measured is the largest NVML ``used`` in the phase, so nothing else
-may run on the GPUs; ``--beside`` runs smaller numbers of GPUs side by side, each on its own. A case
-that the plan refuses is not run; one that would take longer than ``--seconds`` by a rough estimate
-neither: both are listed as such. Written after every case to ``OUT.json`` and ``OUT.md``.
+Every context and batch is generated with ``model.generate``, and probed, by a process of its own,
+which loads the model (balanced placement, weights synthesised) and passes a few tokens first. One
+process for all would not do over several GPUs: what the driver keeps of one case decides which
+addresses it gives to the next. Several sequences are of unequal lengths, left-padded, as the plan
+takes them to be. Measured is the largest NVML ``used`` in the phase, so nothing else may run on
+the GPUs; ``--beside`` runs smaller numbers of GPUs side by side, each on its own. A case that the
+plan refuses is not run; one that would take longer than ``--seconds`` by a rough estimate neither:
+both are listed as such. The cheapest come first. Written after every case to ``OUT.json`` and
+``OUT.md``. With ``PYTORCH_ALLOC_CONF=expandable_segments:True`` in the environment, all of it is
+about that allocator.
 ``--again`` measures nothing: it puts the predictions of this commit beside peaks measured earlier,
 of the GPU that was the worst one then.
 """
@@ -23,19 +26,21 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pytest_multigpu.machine.torch_allocator import expandable_segments
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.model.peaks import padded_inputs, padding_mask
@@ -47,6 +52,10 @@ from pytest_multigpu.records.plan import Architecture, DevicePlan, Plan, Tier
 from pytest_multigpu.records.probe import default_layer
 from pytest_multigpu.units import MIB, gib
 
+PHASES = ("generate", "probe")
+PRELOAD = ["transformers.models.llama.modeling_llama", "pytest_multigpu.model.loading"]
+FIRST_TOKENS = 16
+"""Passed before anything is measured: cuBLAS takes its workspaces, kernels are loaded."""
 STEPS = 8
 """Tokens generated one by one in every case."""
 AGAIN = "; measured earlier, predicted by this commit"
@@ -209,14 +218,9 @@ def fresh(count: int) -> None:
 
 
 def run_group(
-    architecture: Architecture, machine: Machine, arguments: argparse.Namespace, used: Any
+    architecture: Architecture, machine: Machine, arguments: argparse.Namespace
 ) -> Iterator[Case]:
     """All contexts and batches of one tier on the visible GPUs of ``machine``."""
-    import torch
-
-    from pytest_multigpu.model.loaded import release
-    from pytest_multigpu.model.loading import load_model
-
     count = len(machine.visible)
     tier: Tier = architecture.tier
     placed = balanced(architecture, machine, context_tokens=2048, batch=1)
@@ -239,43 +243,73 @@ def run_group(
                 predicted_bytes=worst.peak_bytes,
             )
         return
-    fresh(0)
+    for position, (context, batch) in enumerate(sizes):
+        plan = plans[context, batch]
+        seconds = 2 * architecture.parameters * context * batch / FLOPS[tier] * 2
+        if not plan.fits:
+            yield not_run(context, batch, "; ".join(plan.reasons))
+            continue
+        if seconds > arguments.seconds:
+            yield not_run(context, batch, f"not run: would take about {seconds:.0f} s")
+            continue
+        for phase in PHASES:
+            work = (arguments.model, architecture, machine, plan, placed, phase)
+            loading, case = in_own_process(measured, *work)
+            if not position and phase == PHASES[0]:
+                yield loading
+            yield case
+            if case.outcome != "measured":
+                break
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work`` returns in a process that has imported all that it needs and used no GPU."""
+    # To count GPUs through CUDA would leave the processes to come without it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def measured(
+    model: str,
+    architecture: Architecture,
+    machine: Machine,
+    plan: Plan,
+    placed: Any,
+    phase: str,
+) -> tuple[Case, Case]:
+    """Loading and one phase, from the beginning of this process."""
+    import torch
+
+    from pytest_multigpu.model.loading import load_model
+
+    used, count = UsedMemory(machine), len(machine.visible)
+    size = {"context_tokens": plan.context_tokens, "batch": plan.batch}
+    stamp = {"tier": architecture.tier, "gpus": count}
     with used.peak() as peak:
         loaded = load_model(
-            arguments.model,
-            tier=tier,
+            model,
+            tier=architecture.tier,
             device_map=placed,
             weights="synthetic",
             architecture=architecture,
         )
+    loading = measure(plan, "load", peak, {**stamp, "context_tokens": 0, "batch": 0})
+    generate(loaded.model, loaded.input_device, FIRST_TOKENS, 1)
+    fresh(count)
+    prompt = plan.context_tokens - STEPS
     try:
-        stamp = {"tier": tier, "gpus": count, "context_tokens": 0, "batch": 0}
-        yield measure(plans[sizes[0]], "load", peak, stamp)
-        for context, batch in sizes:
-            plan = plans[context, batch]
-            seconds = 2 * architecture.parameters * context * batch / FLOPS[tier] * 2
-            stamp = {"tier": tier, "gpus": count, "context_tokens": context, "batch": batch}
-            if not plan.fits:
-                yield not_run(context, batch, "; ".join(plan.reasons))
-                continue
-            if seconds > arguments.seconds:
-                yield not_run(context, batch, f"not run: would take about {seconds:.0f} s")
-                continue
-            for phase in ("generate", "probe"):
-                fresh(count)
-                try:
-                    with used.peak() as peak:
-                        if phase == "generate":
-                            generate(loaded.model, loaded.input_device, context - STEPS, batch)
-                        else:
-                            probe(loaded, context - STEPS, batch)
-                except torch.cuda.OutOfMemoryError as error:
-                    why = f"OUT OF MEMORY in {phase}: {str(error).splitlines()[0]}"
-                    yield not_run(context, batch, why)
-                    break
-                yield measure(plan, phase, peak, stamp)
-    finally:
-        release(loaded)
+        with used.peak() as peak:
+            if phase == "generate":
+                generate(loaded.model, loaded.input_device, prompt, plan.batch)
+            else:
+                probe(loaded, prompt, plan.batch)
+    except torch.cuda.OutOfMemoryError as error:
+        why = f"OUT OF MEMORY: {str(error).splitlines()[0]}"
+        return loading, Case(**stamp, **size, phase=phase, outcome=why)
+    return loading, measure(plan, phase, peak, {**stamp, **size})
 
 
 def run_beside(
@@ -386,7 +420,7 @@ def predicted(device: DevicePlan, phase: str) -> int:
 
 
 def cases_of(
-    counts: Sequence[int], machine: Machine, arguments: argparse.Namespace, used: Any
+    counts: Sequence[int], machine: Machine, arguments: argparse.Namespace
 ) -> Iterator[Case]:
     """Every case of every tier and number of GPUs."""
     if arguments.again:
@@ -399,7 +433,7 @@ def cases_of(
     resolved = resolve_config(arguments.model)
     for tier, count in groups:
         architecture = describe(resolved, tier=tier)
-        yield from run_group(architecture, first_gpus(machine, count), arguments, used)
+        yield from run_group(architecture, first_gpus(machine, count), arguments)
 
 
 def main() -> int:
@@ -421,9 +455,9 @@ def main() -> int:
     parser.add_argument("--simulate", help="a machine that isn't there, with --dry-run")
     arguments = parser.parse_args()
 
-    used: Any = None
     if arguments.simulate:
-        machine = simulate(arguments.simulate)
+        grows = expandable_segments(os.environ)
+        machine = replace(simulate(arguments.simulate), expandable_segments=grows)
     else:
         from pytest_multigpu.machine.nvml import read_machine
 
@@ -437,16 +471,17 @@ def main() -> int:
     elif arguments.dry_run:
         hardware = machine.simulated or machine.visible_gpus[0].name
     else:
-        used = UsedMemory(machine)
         packages = ("torch", "transformers", "accelerate", "bitsandbytes")
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
         names = machine.visible_gpus[0].name
         hardware = f"{len(machine.visible)} x {names}, driver {machine.driver}, {versions}"
+        if machine.expandable_segments:
+            hardware += ", expandable segments"
     counts = [n for n in arguments.gpus or [1, 2, 4] if n <= len(machine.visible)]
     cases: list[Case] = []
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    for case in cases_of(counts, machine, arguments, used):
+    for case in cases_of(counts, machine, arguments):
         cases.append(case)
         if not arguments.beside:
             print(table([case], "").splitlines()[6], flush=True)

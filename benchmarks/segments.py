@@ -4,8 +4,10 @@
 
 Loads the synthetic model as ``peaks.py`` does and records torch's own allocator
 (``torch.cuda.memory._record_memory_history``) for each context and batch, generated and probed
-from an emptied cache. ``tests/planning/segments_h200.json`` holds the sizes of such a run in MiB;
-the addresses tell in which order the driver gives them.
+from an emptied cache. ``tests/planning/segments_h200.json`` holds the sizes of such runs in MiB;
+the addresses tell in which order the driver gives them. With
+``PYTORCH_ALLOC_CONF=expandable_segments:True`` in the environment these are the pieces by which
+segments grow.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.planning.allocator import SMALL_SEGMENT
 from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.units import MIB
+
+ASKED = ("segment_alloc", "segment_map")
+"""The second one where segments grow."""
 
 
 def main() -> int:
@@ -52,6 +57,7 @@ def main() -> int:
     )
     result: dict[str, Any] = {"gpus": [gpu.name for gpu in machine.visible_gpus], "cases": {}}
     try:
+        peaks.generate(loaded.model, loaded.input_device, peaks.FIRST_TOKENS, 1)
         for size in options.sizes:
             context, batch = map(int, size.split("x"))
             plan = peaks.plan_of(architecture, machine, placed, context, batch)
@@ -93,7 +99,7 @@ def recorded(
         [
             (int(event["addr"]), int(event["size"]))
             for event in trace
-            if event["action"] == "segment_alloc" and event["size"] > SMALL_SEGMENT
+            if event["action"] in ASKED and event["size"] > SMALL_SEGMENT
         ]
         for trace in traces
     ]

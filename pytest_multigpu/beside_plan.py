@@ -44,6 +44,7 @@ def _auto(book: PlanBook, tier: Tier) -> int:
         book.machine,
         batch=book.settings.batch,
         known=chosen.context_tokens if same and chosen.fits else 0,
+        weights=book.weights,
     )
 
 
@@ -62,19 +63,21 @@ def rentable(book: PlanBook) -> tuple[RentRow, ...]:
     """What could be rented for this model and context, by price, in every tier; from the disk
     cache if it is there."""
     settings = book.settings
-    asked = {"context_tokens": settings.context, "batch": settings.batch}
+    size = {"context_tokens": settings.context, "batch": settings.batch}
+    grows = book.machine.expandable_segments
     catalogue = read_catalogue(settings.catalogue)
 
     def compute() -> tuple[RentRow, ...]:
         architectures = {tier: book.architecture(tier) for tier in GPU_TIERS}
-        return rent_table(architectures, **asked, catalogue=catalogue)
+        return rent_table(architectures, **size, catalogue=catalogue, expandable_segments=grows)
 
     return cache.rent(
         {
             "config": dict(book.resolved.config_dict),
             "dtype": settings.dtype,
             "catalogue": [dataclasses.asdict(row) for row in catalogue],
-            **asked,
+            **size,
+            "expandable_segments": grows,
         },
         compute,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Any
 
 
 def clear_failure(error: BaseException) -> None:
@@ -36,11 +35,11 @@ def give_back() -> None:
 
     Without it the next test could find no block that is large enough although bytes are free.
     """
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
+    if "torch" not in sys.modules:
         return
     import gc
 
+    from .model.torch_caches import give_back_cached
+
     gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    give_back_cached()

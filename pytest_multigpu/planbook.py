@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .given_files import read_catalogue, read_json
@@ -23,6 +23,7 @@ from .records.plan import (
     MaxMemory,
     Plan,
     Tier,
+    WeightsSource,
     auto_call,
 )
 from .records.tiers import GPU_TIERS
@@ -74,7 +75,7 @@ class PlanBook:
         return GPU_TIERS if named is None else (named,)
 
     @property
-    def weights(self) -> Literal["synthetic", "checkpoint"]:
+    def weights(self) -> WeightsSource:
         """Where the weights will come from."""
         if self.settings.weights == "synthetic" or self.resolved.checkpoint is None:
             return "synthetic"
@@ -121,12 +122,11 @@ class PlanBook:
 
     def architecture(self, tier: Tier) -> Architecture:
         """Exact bytes of every block in one tier."""
+        from .machine.torch_allocator import unlike_planned
         from .model.architecture import describe
-        from .planning.allocator import unlike_simulated
 
         found = describe(self.resolved, tier=tier, dtype=self.settings.dtype)
-        # Of a machine that isn't there nobody knows the environment.
-        unlike = None if self.machine.simulated else unlike_simulated(self.environ)
+        unlike = unlike_planned(self.environ)
         if unlike is None or tier == "cpu":
             return found
         return dataclasses.replace(found, unknown=(*found.unknown, unlike))
@@ -173,6 +173,7 @@ class PlanBook:
     def _with_remedies(self, plan: Plan) -> Plan:
         """What would make a plan fit; looked for once, since it takes many plans."""
         from .planning.barred import beyond_positions, runs_on
+        from .planning.grown import fits_grown
         from .planning.remedies import remedies
 
         architecture, tier = plan.architecture, plan.architecture.tier
@@ -193,8 +194,9 @@ class PlanBook:
         spread = None if plan.placement == "balanced" else self._balanced(architecture)
         if spread is None or not spread.fits:
             # No machine to rent has a model with more positions.
-            asked = beyond_positions(architecture, plan.context_tokens)
-            return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=asked)
+            mendable = beyond_positions(architecture, plan.context_tokens)
+            mendable = mendable or fits_grown(plan, self.machine, self.spread) is not None
+            return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=mendable)
         max_memory = self._max_memory(spread)
         if max_memory is not None:
             # Beside --gpu-placement=balanced, which comes first.

@@ -29,6 +29,8 @@ def print_plan(settings: Settings, *, verbosity: int = 0) -> int:
     rows = rentable(session.plans)
     for line in [*plan_lines(plan, verbosity=verbosity), *rent_lines(rows, plan)]:
         print(line.text)
+    if session.machine.expandable_segments:
+        print("\npeaks are those with expandable segments, which the environment asks for")
     if (problem := session.machine.order_problem) is not None:
         print(f"\n{order_unknown(problem)}; {BY_BUS}")
     if settings.report_dir is not None:

@@ -66,9 +66,13 @@ class GpuSession:
         :raises UsageError: a ``--gpu-simulate`` spec that cannot be read.
         """
         if self.settings.simulate is not None:
+            from .machine.torch_allocator import expandable_segments
             from .planning.simulate import simulate
 
-            return simulate(self.settings.simulate, read_catalogue(self.settings.catalogue))
+            return replace(
+                simulate(self.settings.simulate, read_catalogue(self.settings.catalogue)),
+                expandable_segments=expandable_segments(self.environ),
+            )
         from .machine.nvml import read_machine
 
         return read_machine(self.environ)

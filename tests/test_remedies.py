@@ -13,6 +13,7 @@ import pytest
 
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
+from pytest_multigpu.planning.grown import GROWS
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Plan
@@ -39,6 +40,10 @@ def followed(text: str, settings: Settings, machine: Machine) -> Plan:
         changes[number] = int(changes[number])
     if changes.get("tier") == "fp16":
         changes |= {"tier": "16bit", "dtype": "float16"}
+    if text.startswith(GROWS):
+        assert not machine.expandable_segments
+        machine = replace(machine, expandable_segments=True)
+        changes |= {"context": settings.context}
     alike = re.match(r"rent (\d+) x (.+?): with ", text)
     named = re.match(r"rent (\d+x\S+): with ", text)
     if alike:
@@ -114,6 +119,33 @@ def test_each_kind_of_remedy_in_words() -> None:
         r"GPU \d would peak at \d+\.\d GiB of \d+\.\d GiB",
         rent,
     )
+
+
+@pytest.mark.parametrize(
+    ("tier", "placement", "changes"),
+    [("4bit", "balanced", ""), ("4bit", "auto", ""), ("8bit", "auto", " --gpu-placement=balanced")],
+)
+def test_expandable_segments_are_offered_where_they_would_do(
+    tier: Any, placement: str, changes: str
+) -> None:
+    machine = simulate("1xH100")
+    context, batch = (8192, 8) if tier == "4bit" else (15_000, 1)
+    asked = Settings(tier=tier, placement=placement, context=context, batch=batch)
+    plan = PlanBook(asked, machine, os.environ).chosen
+    assert (plan.fits, plan.mendable) == (False, True)
+    first, *others = plan.remedies
+    assert re.fullmatch(
+        rf"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True{changes} fits: "
+        r"GPU 0 would peak at 7[78]\.\d GiB of 79\.2 GiB",
+        first,
+    )
+    assert followed(first, asked, machine).fits
+    # Neither another machine, nor the same once more where they are on and do not suffice.
+    assert not [text for text in others if text.startswith("rent ")]
+    grows = replace(machine, expandable_segments=True)
+    more = PlanBook(replace(asked, context=context * 2), grows, os.environ).chosen
+    assert not more.fits
+    assert not [text for text in more.remedies if "expandable" in text]
 
 
 def test_idle_gpus_are_not_to_be_freed() -> None:

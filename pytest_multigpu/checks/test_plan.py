@@ -30,5 +30,6 @@ def test_room_for_the_context(gpu_plan: Plan, gpu_inventory: Machine) -> Record:
             gpu_inventory,
             batch=gpu_plan.batch,
             known=gpu_plan.context_tokens if gpu_plan.fits else 0,
+            weights=gpu_plan.weights,
         )
     return judge_context(gpu_plan, largest)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from ..errors import MachineError
 from ..records.machine import Gpu, Machine
 from .cuda_order import cuda_order
+from .torch_allocator import expandable_segments
 from .visibility import count_device_files, join_by_uuid, read_visibility, with_visible
 
 NvmlLike = Any
@@ -98,7 +99,11 @@ def read_machine(
         problem = f"NVML gave an answer that cannot be read: {error!r}"
         return Machine(visible_env=value, problem=problem)
     visibility = read_visibility(value, machine.gpus, variables.get("CUDA_DEVICE_ORDER"))
-    machine = replace(with_visible(machine, visibility.visible), visible_env=value)
+    machine = replace(
+        with_visible(machine, visibility.visible),
+        visible_env=value,
+        expandable_segments=expandable_segments(variables),
+    )
     if visibility.certain_order or not visibility.visible:
         return machine
     try:

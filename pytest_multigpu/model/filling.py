@@ -25,6 +25,7 @@ from .read_jobs import ReadJob
 from .reader import ReadAhead
 from .safetensors_index import StoredTensor
 from .synthetic import SyntheticTensor, SyntheticWeights
+from .torch_caches import give_back_cached
 
 OWN, STOCK = "pytest-multigpu", "transformers"
 
@@ -285,7 +286,7 @@ def _reserve(targets: list[Target], quantizer: Any) -> None:
             if size > MIB:
                 wanted[target.device] = wanted.get(target.device, 0) + -(-size // 512) * 512
     if wanted:
-        torch.cuda.empty_cache()
+        give_back_cached()
     for device, size in wanted.items():
         free, _ = torch.cuda.mem_get_info(device)
         if free < size:

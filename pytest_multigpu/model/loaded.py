@@ -1,4 +1,7 @@
-"""A model on its devices, and how to let go of it. Imports records only; torch in functions."""
+"""A model on its devices, and how to let go of it.
+
+May import records, errors and siblings; torch in functions.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 from ..errors import LoadError
 from ..records.model import LoadReport, Placement
 from ..records.plan import Architecture, Plan
+from .torch_caches import give_back_cached
 
 
 @dataclass(frozen=True)
@@ -151,10 +155,9 @@ def empty_caches() -> None:
     cuda: Any = torch.cuda  # partly untyped
     if not cuda.is_available() or not cuda.is_initialized():
         return
-    # One call serves all devices. Entering each device instead would leave a context on it. A
-    # GPU in a failed state must not hide the error that brought us here.
+    # A GPU in a failed state must not hide the error that brought us here.
     with contextlib.suppress(RuntimeError):
-        cuda.empty_cache()
+        give_back_cached()
     empty_host_cache = getattr(torch._C, "_host_emptyCache", None)
     if empty_host_cache is not None:
         empty_host_cache()

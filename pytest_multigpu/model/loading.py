@@ -23,6 +23,7 @@ from .placement import observe
 from .quantise import quantization_config
 from .safetensors_index import checkpoint_files, read_headers
 from .tokenizer import tokenizer_for
+from .torch_caches import devices_in_use
 from .torch_peaks import keep_open_peaks
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def load_model(
         assembled, info = _assemble(cls, config, options, checkpoint, filling)
         held.append(assembled)
         _check_complete(assembled, info, filling, checkpoint)
-        for index in _devices_in_use():
+        for index in devices_in_use():
             _cuda().synchronize(index)
         seconds = time.perf_counter() - started
         tokenizer = _tokenizer(assembled, checkpoint, filling)
@@ -278,14 +279,6 @@ def _cuda() -> Any:
     return torch.cuda  # partly untyped
 
 
-def _devices_in_use() -> list[int]:
-    """CUDA indices on which this process has memory. The others must not get a context here."""
-    cuda = _cuda()
-    if not cuda.is_available() or not cuda.is_initialized():
-        return []
-    return [index for index in range(cuda.device_count()) if cuda.memory_reserved(index)]
-
-
 def _reset_peaks() -> None:
     cuda = _cuda()
     if not cuda.is_available() or not cuda.is_initialized():
@@ -307,6 +300,6 @@ def _peaks() -> PhasePeaks:
                 allocated_bytes=cuda.max_memory_allocated(index),
                 reserved_bytes=cuda.max_memory_reserved(index),
             )
-            for index in _devices_in_use()
+            for index in devices_in_use()
         ),
     )

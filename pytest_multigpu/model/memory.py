@@ -14,6 +14,7 @@ from typing import Any
 
 from ..records.memory import Leftover
 from ..records.model import PeakReading, PhasePeaks
+from .torch_caches import give_back_cached
 from .torch_peaks import TorchPeaks
 from .witness import Sampler, Witness, cuda_ready, has_context, index_of
 
@@ -136,12 +137,8 @@ class LeakMeter:
 
 def give_back() -> None:
     """Collect garbage and return cached device memory. Makes no CUDA context."""
-    import torch
-
     gc.collect()
-    cuda: Any = torch.cuda  # partly untyped
-    if cuda.is_available() and cuda.is_initialized():
-        cuda.empty_cache()
+    give_back_cached()
 
 
 def _reading(

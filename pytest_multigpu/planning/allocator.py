@@ -2,7 +2,8 @@
 
 NVML shows what the allocator has taken from the driver, not what tensors use, and on a long
 prompt the two differ by gigabytes. So the planner replays a model's allocations through the
-allocator's own rules (``c10/cuda/CUDACachingAllocator.cpp``, default settings, one stream):
+allocator's own rules (``c10/cuda/CUDACachingAllocator.cpp``, default settings, one stream; with
+expandable segments: :mod:`.expandable`):
 
 * sizes are rounded up to 512 bytes; up to 1 MiB they come from the small pool;
 * the driver is asked for 2 MiB (small pool), 20 MiB (below 10 MiB), else a multiple of 2 MiB;
@@ -16,7 +17,6 @@ allocator's own rules (``c10/cuda/CUDACachingAllocator.cpp``, default settings, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
 from copy import copy
 from typing import TypeVar
 
@@ -36,8 +36,6 @@ share one range of addresses, there are exceptions that a plan can't know."""
 OTHER_ORDERS = (512 * MIB, 1 << 50)
 """Some of them top down; none."""
 _HIGHEST = 1 << 62
-SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
-"""Environment variables that make torch's allocator another one than is simulated here."""
 
 
 class DeviceFullError(Exception):
@@ -81,11 +79,24 @@ class Allocator:
 
     :param limit_bytes: what the driver can give it; None for no limit.
     :param top_down: size from which segments come top down.
+    :param forgiving: when it first runs out, note what is missing and go on without a limit.
     """
 
-    def __init__(self, limit_bytes: int | None = None, *, top_down: int = TOP_DOWN) -> None:
+    _kept_whole = SMALL
+    """Bytes of the large pool that are not split off a block."""
+
+    def __init__(
+        self,
+        limit_bytes: int | None = None,
+        *,
+        top_down: int = TOP_DOWN,
+        forgiving: bool = False,
+    ) -> None:
         self.limit_bytes = limit_bytes
         self.top_down = top_down
+        self.forgiving = forgiving
+        self.missing_bytes = 0
+        """What a forgiving one lacked when it first ran out."""
         self.reserved = 0
         self.peak_reserved = 0
         self.least_limit = 0
@@ -112,21 +123,19 @@ class Allocator:
         """
         size = -(-size // ROUND) * ROUND or ROUND
         small = size <= SMALL
-        pool = self._free[small]
-        at = bisect_left(pool, (size,))
-        block = pool.pop(at)[2] if at < len(pool) else self._segment(size, small)
+        block = self._fitting(size, small)
         after = block.after
         if after is None and block.before is None:
             self._whole_free -= block.size
         block.free = False
         left = block.size - size
-        if left > SMALL or (small and left):
+        if left > (0 if small else self._kept_whole):
             address = block.address + size
             rest = Held(address, left, small, True, block, after)
             if after is not None:
                 after.before = rest
             block.after, block.size = rest, size
-            insort(pool, (left, address, rest))
+            insort(self._free[small], (left, address, rest))
         self.allocated += block.size
         if self.allocated > self.peak_allocated:
             self.peak_allocated = self.allocated
@@ -189,6 +198,12 @@ class Allocator:
                 copied.append((size, address, held))
         return twin
 
+    def _fitting(self, size: int, small: bool) -> Held:
+        """A block to cut ``size`` bytes from, out of its pool."""
+        pool = self._free[small]
+        at = bisect_left(pool, (size,))
+        return pool.pop(at)[2] if at < len(pool) else self._segment(size, small)
+
     def _segment(self, size: int, small: bool) -> Held:
         """A new segment from the driver, to be handed out at once."""
         if small:
@@ -198,11 +213,10 @@ class Allocator:
         else:
             size = -(-size // ROUND_LARGE) * ROUND_LARGE
         self.least_limit = max(self.least_limit, self.reserved - self._whole_free + size)
-        limit = self.limit_bytes
-        if limit is not None and self.reserved + size > limit:
+        if self._lacks(size):
             self.empty_cache()
-            if self.reserved + size > limit:
-                raise DeviceFullError(self.reserved + size - limit)
+            if self._lacks(size):
+                self._run_out(size)
         self.reserved += size
         self._whole_free += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
@@ -210,18 +224,18 @@ class Allocator:
         self._next_address += size
         return Held(_HIGHEST - at - size if size >= self.top_down else at, size, small)
 
+    def _lacks(self, size: int) -> bool:
+        """The driver has no ``size`` bytes left."""
+        return self.limit_bytes is not None and self.reserved + size > self.limit_bytes
+
+    def _run_out(self, size: int) -> None:
+        assert self.limit_bytes is not None
+        missing = self.reserved + size - self.limit_bytes
+        if not self.forgiving:
+            raise DeviceFullError(missing)
+        self.missing_bytes = missing
+        self.limit_bytes = None
+
 
 def _is_segment(block: Held) -> bool:
     return block.before is None and block.after is None
-
-
-def unlike_simulated(environ: Mapping[str, str]) -> str | None:
-    """A sentence if torch's allocator is set to go by other rules; None if it is as by default."""
-    found = [f"{name}={environ[name]}" for name in SETTINGS if environ.get(name, "").strip()]
-    if not found:
-        return None
-    lower = any("expandable_segments:true" in one.casefold() for one in found)
-    return (
-        f"{' '.join(found)}: peaks are predicted for torch's allocator as it is by default"
-        f"{', and are lower with expandable segments' if lower else ''}"
-    )

@@ -7,7 +7,7 @@ measurement is a new row in ``MEASURED``. Imports units.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..units import MIB
 
@@ -53,6 +53,9 @@ class Costs:
     most layers and up to 570 in the first ones. Trained models have them too."""
     int8_outliers_down: float = 0.0
     """The same for the Linear after the activation function."""
+    expandable_segments: bool = False
+    """Whether torch's allocator grows its segments. Not the GPU's but the process's:
+    ``PYTORCH_ALLOC_CONF=expandable_segments:True``."""
 
 
 HOPPER = Costs(
@@ -88,9 +91,7 @@ MEASURED: tuple[tuple[tuple[int, int], Costs], ...] = (((9, 0), HOPPER),)
 """By compute capability."""
 
 
-def costs_for(capability: tuple[int, int] | None) -> Costs:
+def costs_for(capability: tuple[int, int] | None, *, expandable_segments: bool = False) -> Costs:
     """The measured row of that compute capability, or the stand-in for unmeasured GPUs."""
-    for known, costs in MEASURED:
-        if capability == known:
-            return costs
-    return OTHER
+    found = next((costs for known, costs in MEASURED if capability == known), OTHER)
+    return replace(found, expandable_segments=True) if expandable_segments else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..records.machine import Machine
-from ..records.plan import Architecture, DeviceMap, Plan, Tier
+from ..records.plan import Architecture, DeviceMap, Plan, Tier, WeightsSource
 from ..records.tiers import GPU_TIERS
 from .peaks import Predictor
 from .search import Fit, climbed, last_that_fits
@@ -23,6 +23,7 @@ def largest_context(
     *,
     batch: int = 1,
     known: int = 0,
+    weights: WeightsSource = "synthetic",
 ) -> int:
     """Tokens per sequence of the longest context found whose plan fits; 0 if not even one does.
 
@@ -41,10 +42,10 @@ def largest_context(
         place = device_map
 
         def fit(tokens: int) -> Fit:
-            made = Predictor(architecture, place(tokens), machine)
+            made = Predictor(architecture, place(tokens), machine, weights=weights)
             return made.fit(context_tokens=tokens, batch=batch)
     else:
-        fixed = Predictor(architecture, device_map, machine)
+        fixed = Predictor(architecture, device_map, machine, weights=weights)
 
         def fit(tokens: int) -> Fit:
             return fixed.fit(context_tokens=tokens, batch=batch)

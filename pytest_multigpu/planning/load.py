@@ -1,8 +1,8 @@
 """Loading as a sequence of allocations: one piece for all weights, and what quantising needs.
 
-Follows the package's own loader: on each GPU a scratch buffer as large as the largest 16-bit
-tensor to be quantised (two for int8, which is made from float16), then one piece for everything
-above 1 MiB, from which the tensors are cut; at the end what is free goes back to the driver.
+Follows the package's own loader: on each GPU what it needs for a while, then one piece for
+everything above 1 MiB, from which the tensors are cut; at the end what is free goes back to the
+driver.
 Imports units, records and its own part.
 """
 
@@ -10,17 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records.plan import Architecture, Block
+from ..records.plan import Architecture, Block, WeightsSource
 from ..units import MIB
 from .gpu import Gpu
 from .linears import DTYPE_BYTES
 
+TABLE_VALUES = 8 * 8_388_593
+"""Synthesised weights are slices of a table of that many values, which a GPU holds meanwhile
+(``PERIOD`` in ``model/synthetic.py``)."""
+SLOTS = 2
+"""Buffers per GPU that read tensors wait in to be quantised (``SLOTS`` in ``model/reader.py``)."""
 
-def load(gpu: Gpu, architecture: Architecture, blocks: Sequence[Block]) -> None:
+
+def load(
+    gpu: Gpu,
+    architecture: Architecture,
+    blocks: Sequence[Block],
+    weights: WeightsSource = "synthetic",
+) -> None:
     """Puts the weights of ``blocks`` on one GPU. The allocator's peaks show what it took."""
     a = gpu.allocator
     tensors = [size for block in blocks for size in tensor_sizes(architecture, block)]
-    scratch = [a.take(size) for size in scratch_sizes(architecture, blocks)]
+    scratch = [a.take(size) for size in scratch_sizes(architecture, blocks, weights)]
     reserve = sum(-(-size // 512) * 512 for size in tensors if size > MIB)
     if reserve:
         a.drop(a.take(reserve))
@@ -31,11 +42,24 @@ def load(gpu: Gpu, architecture: Architecture, blocks: Sequence[Block]) -> None:
     a.empty_cache()
 
 
-def scratch_sizes(architecture: Architecture, blocks: Sequence[Block]) -> list[int]:
-    """Bytes of the buffers in which tensors wait to be quantised."""
+def scratch_sizes(
+    architecture: Architecture, blocks: Sequence[Block], weights: WeightsSource
+) -> list[int]:
+    """Bytes of what is held while loading and no longer, in the order in which it is taken: the
+    table of synthesised weights, buffers as large as the largest 16-bit tensor that is quantised,
+    and one more for int8, which is made from float16."""
+    if architecture.tier == "cpu":
+        return []
+    size = DTYPE_BYTES[architecture.dtype]
     largest = max((block.load_transient_bytes for block in blocks), default=0)
-    buffers = 2 if architecture.tier == "8bit" and architecture.dtype != "float16" else 1
-    return [largest] * buffers if largest else []
+    sizes = []
+    if weights == "synthetic" and sum(block.parameters for block in blocks) > 2 * TABLE_VALUES:
+        sizes.append(TABLE_VALUES * size)
+    if largest:
+        sizes += [largest] * (1 if weights == "synthetic" else SLOTS)
+        if architecture.tier == "8bit" and architecture.dtype != "float16":
+            sizes.append(largest * DTYPE_BYTES["float16"] // size)
+    return sizes
 
 
 def tensor_sizes(architecture: Architecture, block: Block) -> list[int]:

@@ -40,7 +40,14 @@ def longest_balanced(
         if made is None:
             return None
         known = made.context_tokens if made.fits else 0
-        tokens = largest_context(architecture, made.device_map, machine, batch=batch, known=known)
+        tokens = largest_context(
+            architecture,
+            made.device_map,
+            machine,
+            batch=batch,
+            known=known,
+            weights=made.weights,
+        )
         tokens = min(end, tokens)
         found |= {known, tokens}
     for tokens in sorted(found - {0}, reverse=True):

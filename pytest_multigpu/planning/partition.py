@@ -146,7 +146,10 @@ def balanced(
         sum(block.weights_bytes + kv_bytes(block, context_tokens, batch) for block in group)
         for group in groups
     ]
-    costs = {i: costs_for(gpu.capability) for i, gpu in enumerate(visible)}
+    grows = machine.expandable_segments
+    costs = {
+        i: costs_for(gpu.capability, expandable_segments=grows) for i, gpu in enumerate(visible)
+    }
     cards = [
         Card(free_bytes=gpu.free_bytes, base_bytes=costs[i].context_bytes)
         for i, gpu in enumerate(visible)

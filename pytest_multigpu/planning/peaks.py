@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Literal
 
 from ..records.machine import Machine
-from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan
+from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan, WeightsSource
 from .allocator import OTHER_ORDERS
 from .barred import why_barred
 from .costs import CPU, SPARE_SHARE, Costs, costs_for
@@ -41,9 +40,11 @@ class Predictor:
         device_map: DeviceMap,
         machine: Machine,
         *,
+        weights: WeightsSource = "synthetic",
         costs: Mapping[int, Costs] | None = None,
     ) -> None:
         """
+        :param weights: where they come from: loading takes other things beside them.
         :param costs: measured constants by CUDA index, instead of the table's.
         :raises UsageError: a block that the map does not cover.
         """
@@ -61,17 +62,20 @@ class Predictor:
         self.rooms = {i: room(limit) for i, limit in self.limits.items()}
         self._prices = {
             i: (costs or {}).get(i)
-            or costs_for(self.cards[i].capability if i in self.cards else None)
+            or costs_for(
+                self.cards[i].capability if i in self.cards else None,
+                expandable_segments=machine.expandable_segments,
+            )
             for i in indices
         }
-        self._loaded = Loaded(architecture, self.placed, self._prices)
+        self.weights: WeightsSource = weights
+        self._loaded = Loaded(architecture, self.placed, self._prices, weights=weights)
 
     def plan(
         self,
         *,
         context_tokens: int,
         batch: int,
-        weights: Literal["synthetic", "checkpoint"],
         placement: str,
         new_tokens: int = NEW_TOKENS,
     ) -> Plan:
@@ -96,7 +100,7 @@ class Predictor:
         devices += _host_plans(self.architecture, self.placed, context_tokens, batch)
         return Plan(
             architecture=self.architecture,
-            weights=weights,
+            weights=self.weights,
             placement=placement,
             context_tokens=context_tokens,
             batch=batch,
@@ -140,9 +144,18 @@ class Predictor:
 
     @cached_property
     def _others(self) -> tuple[Loaded, ...]:
-        """The same with addresses in another order, which decides between equal free blocks."""
+        """The same with addresses in another order, which decides between equal free blocks.
+        With expandable segments there is one order."""
+        if any(costs.expandable_segments for costs in self._prices.values()):
+            return ()
         return tuple(
-            Loaded(self.architecture, self.placed, self._prices, top_down=order)
+            Loaded(
+                self.architecture,
+                self.placed,
+                self._prices,
+                weights=self.weights,
+                top_down=order,
+            )
             for order in OTHER_ORDERS
         )
 
@@ -186,16 +199,15 @@ def predict(
     *,
     context_tokens: int,
     batch: int,
-    weights: Literal["synthetic", "checkpoint"],
+    weights: WeightsSource,
     placement: str,
     new_tokens: int = NEW_TOKENS,
     costs: Mapping[int, Costs] | None = None,
 ) -> Plan:
     """The plan for a model placed by ``device_map``: see :class:`Predictor`."""
-    return Predictor(architecture, device_map, machine, costs=costs).plan(
+    return Predictor(architecture, device_map, machine, weights=weights, costs=costs).plan(
         context_tokens=context_tokens,
         batch=batch,
-        weights=weights,
         placement=placement,
         new_tokens=new_tokens,
     )

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
 
 from ..records.machine import Gpu, Machine
-from ..records.plan import Architecture, Plan, Tier
+from ..records.plan import Architecture, Plan, Tier, WeightsSource
 from ..records.tiers import GPU_TIERS
 from ..units import gib
 from .barred import beyond_positions, runs_on, why_barred
 from .catalogue import CATALOGUE, GpuType
 from .fit import largest_context
+from .grown import GROWS, fits_grown, may_fit
 from .longest import Spread, longest_balanced
 from .partition import balanced
-from .peaks import Predictor, predict, room
+from .peaks import Predictor, predict
 from .reasons import NOTABLE
 from .rent import fewest, least_own, rent_table
-from .replay import kv_bytes
 from .simulate import simulate
 
 WOULD_DO = "with nothing else on them would do with --gpu-placement=balanced: free their memory"
@@ -33,7 +32,7 @@ def balanced_plan(
     tokens: int,
     batch: int,
     *,
-    weights: Literal["synthetic", "checkpoint"] = "synthetic",
+    weights: WeightsSource = "synthetic",
 ) -> Plan | None:
     """The plan of the balanced placement; None where no GPU has a free byte."""
     if not any(gpu.free_bytes > 0 for gpu in machine.visible_gpus):
@@ -100,15 +99,20 @@ class _Search:
         as_placed = [*_shorter_as_placed(plan, self.machine)] if self.placement else []
         if mended is not None:
             yield f"--gpu-placement=balanced fits: {fullest(mended)}"
+        grown = None if mended is not None else fits_grown(plan, self.machine, self.spread)
+        if grown is not None:
+            changes = "" if grown.placement == plan.placement else f" {self.placement.strip()}"
+            yield f"{GROWS}{changes} fits: {fullest(grown)}"
         yield from as_placed
         if mended is None and not as_placed and self._has_room():
             yield from self._shorter()
         if mended is None and plan.batch > 1 and self._has_room():
             yield from self._smaller_batch()
         yield from self._other_numbers()
-        # Nothing needs to be rented or freed where another placement does, or no machine would.
+        # Nothing needs to be rented or freed where no machine would do, or this one does.
         asked = bool(as_placed) and beyond_positions(plan.architecture, plan.context_tokens)
-        if mended is None and not asked and (more := self._more_gpus() or self._to_rent()):
+        mends = mended is not None or grown is not None
+        if not mends and not asked and (more := self._more_gpus() or self._to_rent()):
             yield more
 
     def _spread(
@@ -117,7 +121,7 @@ class _Search:
         """The balanced plan on this machine, if it fits."""
         tokens = self.plan.context_tokens if tokens is None else tokens
         batch = self.plan.batch if batch is None else batch
-        if not self._may_fit(architecture, tokens, batch):
+        if not may_fit(architecture, self.machine, tokens, batch):
             return None
         made = self.spread(architecture, self.machine, tokens, batch)
         return made if made is not None and made.fits else None
@@ -143,7 +147,7 @@ class _Search:
         one = self._spread(plan.architecture, batch=1)
         if one is None:
             return
-        placed = Predictor(plan.architecture, one.device_map, self.machine)
+        placed = Predictor(plan.architecture, one.device_map, self.machine, weights=one.weights)
         low, high = 1, plan.batch
         while high - low > 1:
             middle = (low + high) // 2
@@ -157,17 +161,7 @@ class _Search:
 
     def _has_room(self) -> bool:
         """For the weights at least: else no context and no batch is small enough."""
-        return self._may_fit(self.plan.architecture, 1, 1)
-
-    def _may_fit(self, architecture: Architecture, tokens: int, batch: int) -> bool:
-        """Nothing bars it, and there are as many bytes in all as weights and KV cache take."""
-        gpus = self.machine.visible_gpus
-        shared = architecture.weights_bytes
-        shared += sum(kv_bytes(block, tokens, batch) for block in architecture.blocks)
-        return (
-            not why_barred(architecture, dict(enumerate(gpus)), tokens)
-            and sum(room(gpu.free_bytes) for gpu in gpus) > shared
-        )
+        return may_fit(self.plan.architecture, self.machine, 1, 1)
 
     def _other_numbers(self) -> Iterator[str]:
         """A lower tier, or float16 on cards without bfloat16."""
@@ -223,7 +217,7 @@ class _Search:
                 replace(card, index=i, cuda_index=i, free_bytes=free, used_bytes=0)
                 for i in range(count)
             )
-            idle = Machine(gpus=cards, visible=tuple(range(count)))
+            idle = replace(self.machine, gpus=cards, visible=tuple(range(count)))
             other = self.spread(plan.architecture, idle, plan.context_tokens, plan.batch)
             if other is None:
                 return
@@ -236,7 +230,7 @@ class _Search:
     def _to_rent(self) -> str:
         """The cheapest of the catalogue; for less than was asked for where nothing has room,
         unless this machine has room for that."""
-        plan = self.plan
+        plan, grows = self.plan, self.machine.expandable_segments
         tiers = GPU_TIERS[GPU_TIERS.index(plan.architecture.tier) :]
         tokens = plan.context_tokens
         most = min(tokens, plan.architecture.max_context or tokens)
@@ -255,8 +249,10 @@ class _Search:
                     context_tokens=context,
                     batch=batch,
                     catalogue=self.catalogue,
+                    expandable_segments=grows,
                 ):
                     there = simulate(row.spec, self.catalogue)
+                    there = replace(there, expandable_segments=grows)
                     other = self.spread(architecture, there, context, batch)
                     if other is not None and other.fits:
                         return (
@@ -268,7 +264,13 @@ class _Search:
 
 def _shorter_as_placed(plan: Plan, machine: Machine) -> Iterator[str]:
     if not plan.offloaded:
-        context = largest_context(plan.architecture, plan.device_map, machine, batch=plan.batch)
+        context = largest_context(
+            plan.architecture,
+            plan.device_map,
+            machine,
+            batch=plan.batch,
+            weights=plan.weights,
+        )
         if 0 < context < plan.context_tokens:
             yield f"--gpu-context={context} is the longest that fits as placed"
 

@@ -30,10 +30,12 @@ def rent_table(
     context_tokens: int,
     batch: int,
     catalogue: tuple[GpuType, ...] = CATALOGUE,
+    expandable_segments: bool = False,
 ) -> tuple[RentRow, ...]:
     """For each GPU type with a price and each tier the fewest GPUs that fit, by price.
 
     :param architectures: the same model in each tier to consider.
+    :param expandable_segments: of torch's allocator, see :class:`.Machine`.
     """
     rows = []
     needs: dict[tuple[Tier, int, Costs], _Need] = {}
@@ -43,7 +45,8 @@ def rent_table(
         for tier, architecture in architectures.items():
             if not runs_on(row.capability, architecture):
                 continue
-            found = _fewest(row, architecture, context_tokens, batch, needs)
+            costs = costs_for(row.capability, expandable_segments=expandable_segments)
+            found = _fewest(row, architecture, costs, context_tokens, batch, needs)
             if found is None:
                 continue
             count, peak = found
@@ -102,12 +105,12 @@ def least_own(parts: Mapping[str, Parts]) -> int:
 def _fewest(
     row: GpuType,
     architecture: Architecture,
+    costs: Costs,
     context: int,
     batch: int,
     needs: dict[tuple[Tier, int, Costs], _Need],
 ) -> tuple[int, int] | None:
     """The fewest equal GPUs that fit, and the fullest one's predicted peak."""
-    costs = costs_for(row.capability)
     # The weights must be somewhere; beyond that every count that may do is tried.
     count = architecture.weights_bytes // row.free_bytes + 1
     while count <= MAX_COUNT:

@@ -1,8 +1,8 @@
 """One session replayed on simulated GPUs: what each of them holds, phase by phase.
 
-Each GPU has a simulated caching allocator (:mod:`.allocator`); the model is loaded on it
-(:mod:`.load`) and its passes are run on it (:mod:`.forward`). To that comes what the process holds
-outside the allocator (:mod:`.costs`). Imports units, records and its own part.
+Each GPU has a simulated caching allocator (:mod:`.allocator`, :mod:`.expandable`); the model is
+loaded on it (:mod:`.load`) and its passes are run on it (:mod:`.forward`). To that comes what the
+process holds outside the allocator (:mod:`.costs`). Imports units, records and its own part.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..records.plan import Architecture, Block, Parts, Peaks
-from .allocator import TOP_DOWN, Allocator, DeviceFullError, Held
+from ..records.plan import Architecture, Block, Parts, Peaks, WeightsSource
+from .allocator import TOP_DOWN, Allocator
 from .costs import Costs
+from .expandable import ExpandableAllocator
 from .gpu import Gpu
 from .load import load, scratch_sizes
 from .recorded import forward_of
@@ -66,11 +67,6 @@ def kv_bytes(block: Block, context_tokens: int, batch: int) -> int:
     return block.kv_bytes_per_token * tokens * batch
 
 
-@dataclass(kw_only=True)
-class _Gpu(Gpu):
-    allocator: _Forgiving
-
-
 class Loaded:
     """A model loaded on simulated GPUs: where every session with it begins.
 
@@ -84,6 +80,7 @@ class Loaded:
         placed: Mapping[str, int | str],
         costs: Mapping[int, Costs],
         *,
+        weights: WeightsSource = "synthetic",
         top_down: int = TOP_DOWN,
     ) -> None:
         """
@@ -93,6 +90,7 @@ class Loaded:
         indices = sorted({place for place in placed.values() if isinstance(place, int)})
         self.architecture = architecture
         self.costs = {index: costs[index] for index in indices}
+        self._weights = weights
         self._top_down = top_down
         self._blocks = {
             index: [block for block in architecture.blocks if placed[block.name] == index]
@@ -166,7 +164,7 @@ class Loaded:
         costs, blocks = self.costs[index], self._blocks[index]
         weights = sum(block.weights_bytes for block in blocks)
         if phase == "load":
-            transient = sum(scratch_sizes(self.architecture, blocks))
+            transient = sum(scratch_sizes(self.architecture, blocks, self._weights))
             return Parts(
                 context_bytes=costs.context_bytes,
                 weights_bytes=weights,
@@ -184,7 +182,7 @@ class Loaded:
             slack_bytes=moment.reserved - weights - costs.workspace_bytes - used,
         )
 
-    def _started(self, limits: Mapping[int, int] | None) -> dict[int, _Gpu]:
+    def _started(self, limits: Mapping[int, int] | None) -> dict[int, Gpu]:
         """Each GPU with the model on it, to go on from."""
         gpus = {}
         for index, loaded in self._gpus.items():
@@ -196,15 +194,21 @@ class Loaded:
                 continue
             allocator = loaded.allocator.copy()
             allocator.limit_bytes = limit
-            gpus[index] = _Gpu(allocator=allocator, costs=loaded.costs)
+            gpus[index] = Gpu(allocator=allocator, costs=loaded.costs)
         return gpus
 
-    def _load(self, index: int, limit: int | None) -> _Gpu:
-        gpu = _Gpu(allocator=_Forgiving(limit, top_down=self._top_down), costs=self.costs[index])
-        load(gpu, self.architecture, self._blocks[index])
+    def _load(self, index: int, limit: int | None) -> Gpu:
+        costs = self.costs[index]
+        made: Allocator
+        if costs.expandable_segments:
+            made = ExpandableAllocator(limit, forgiving=True)
+        else:
+            made = Allocator(limit, top_down=self._top_down, forgiving=True)
+        gpu = Gpu(allocator=made, costs=costs)
+        load(gpu, self.architecture, self._blocks[index], self._weights)
         return gpu
 
-    def _on(self, gpus: Mapping[int, _Gpu]) -> list[tuple[Block, Gpu]]:
+    def _on(self, gpus: Mapping[int, Gpu]) -> list[tuple[Block, Gpu]]:
         """The blocks in forward order, each with the GPU that runs it."""
         first = next(iter(gpus.values()))
         return [
@@ -230,26 +234,12 @@ def replay(
     )
 
 
-class _Forgiving(Allocator):
-    """Notes what was missing when it first ran out, and goes on without a limit."""
-
-    missing_bytes = 0
-
-    def _segment(self, size: int, small: bool) -> Held:
-        try:
-            return super()._segment(size, small)
-        except DeviceFullError as error:
-            self.missing_bytes = error.missing_bytes
-            self.limit_bytes = None
-            return super()._segment(size, small)
-
-
 def outside(costs: Costs) -> int:
     """Bytes that a process which has generated holds outside torch's allocator."""
     return costs.context_bytes + costs.module_bytes
 
 
-def _begin(gpus: Mapping[int, _Gpu]) -> dict[int, _Moment]:
+def _begin(gpus: Mapping[int, Gpu]) -> dict[int, _Moment]:
     """The first matrix product takes its workspace; the peaks of what was before."""
     before = _moments(gpus)
     for gpu in gpus.values():
@@ -258,7 +248,7 @@ def _begin(gpus: Mapping[int, _Gpu]) -> dict[int, _Moment]:
     return before
 
 
-def _moments(gpus: Mapping[int, _Gpu]) -> dict[int, _Moment]:
+def _moments(gpus: Mapping[int, Gpu]) -> dict[int, _Moment]:
     """The peaks of the phase that ends here. What is reserved stays so from phase to phase."""
     found = {}
     for index, gpu in gpus.items():

@@ -11,6 +11,7 @@ from .passes import Passes
 from .tiers import TIERS as TIERS
 from .tiers import Tier as Tier
 
+WeightsSource = Literal["synthetic", "checkpoint"]
 BlockKind = Literal["embedding", "layer", "norm", "head", "other"]
 
 
@@ -173,7 +174,7 @@ class Plan:
     """Where everything goes and what it takes, per device."""
 
     architecture: Architecture
-    weights: Literal["synthetic", "checkpoint"]
+    weights: WeightsSource
     placement: str
     """``auto``, ``balanced`` or the device-map file's path."""
     context_tokens: int
@@ -182,7 +183,8 @@ class Plan:
     reasons: tuple[str, ...] = ()
     """Why it does not fit, the worst first: which GPU lacks how much, what spilled where."""
     mendable: bool = False
-    """It does not fit, but another placement does, or no machine would: nothing is to be rented."""
+    """It does not fit, but another placement or expandable segments would, or no machine: nothing
+    is to be rented."""
     remedies: tuple[str, ...] = ()
     """What to rent or change so that it fits."""
     warnings: tuple[str, ...] = ()

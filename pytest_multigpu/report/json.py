@@ -61,6 +61,7 @@ def _machine(machine: Machine | None) -> dict[str, Any] | None:
         "cuda": machine.cuda,
         "visible": list(machine.visible),
         "visible_env": machine.visible_env,
+        "expandable_segments": machine.expandable_segments,
         "simulated": machine.simulated,
         "problem": machine.problem,
         "gpus": [

@@ -94,12 +94,13 @@ def notes(report: RunReport) -> list[Line]:
     if machine is not None and machine.problem:
         lines.append(Line(machine.problem, ("red",)))
     if plan is not None:
+        grows = ", expandable segments" if machine and machine.expandable_segments else ""
         lines.append(
             Line(
                 f"model {plan.architecture.model}, {plan.architecture.tier} "
                 f"({plan.architecture.dtype}), {gib(plan.weights_bytes)} of weights "
                 f"({plan.weights}), placement {plan.placement}, context {plan.context_tokens} "
-                f"tokens x {plan.batch}"
+                f"tokens x {plan.batch}{grows}"
             )
         )
         if plan.offloaded:

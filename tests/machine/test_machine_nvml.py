@@ -177,6 +177,12 @@ def test_nvml_without_gpus(files: int, broken: bool, monkeypatch: pytest.MonkeyP
     assert (machine.problem is not None) is broken
 
 
+@pytest.mark.parametrize("grows", [True, False])
+def test_the_allocator_that_the_environment_asks_for(grows: bool) -> None:
+    environ = {"PYTORCH_ALLOC_CONF": f"expandable_segments:{grows}"}
+    assert read_machine(environ, FakeNvml(1)).expandable_segments is grows
+
+
 def test_a_hanging_driver_is_given_up_on() -> None:
     fake = FakeNvml(2)
     fake.hang = "nvmlDeviceGetUUID"

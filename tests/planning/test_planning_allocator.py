@@ -14,7 +14,6 @@ from pytest_multigpu.planning.allocator import (
     Allocator,
     DeviceFullError,
     Held,
-    unlike_simulated,
 )
 from pytest_multigpu.units import MIB
 
@@ -263,35 +262,6 @@ def test_no_two_segments_overlap(top_down: int) -> None:
     for one, following in pairwise(taken):
         end = one.address + one.size + (0 if one.after is None else one.after.size)
         assert end <= following.address
-
-
-@pytest.mark.parametrize(
-    ("environ", "told"),
-    [
-        ({}, None),
-        ({"PYTORCH_ALLOC_CONF": " "}, None),
-        (
-            {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
-            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: peaks are predicted for torch's "
-            "allocator as it is by default, and are lower with expandable segments",
-        ),
-        (
-            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTORCH_ALLOC_CONF": "max_split_size_mb:64"},
-            "PYTORCH_ALLOC_CONF=max_split_size_mb:64 PYTORCH_NO_CUDA_MEMORY_CACHING=1: peaks are "
-            "predicted for torch's allocator as it is by default",
-        ),
-        (
-            {"PYTORCH_CUDA_ALLOC_CONF": "a:1", "PYTORCH_ALLOC_CONF": "Expandable_Segments:TRUE"},
-            "PYTORCH_ALLOC_CONF=Expandable_Segments:TRUE PYTORCH_CUDA_ALLOC_CONF=a:1: peaks are "
-            "predicted for torch's allocator as it is by default, and are lower with expandable "
-            "segments",
-        ),
-    ],
-)
-def test_an_allocator_that_is_not_simulated_is_named(
-    environ: dict[str, str], told: str | None
-) -> None:
-    assert unlike_simulated(environ) == told
 
 
 def test_peaks_start_again_at_what_is_there() -> None:

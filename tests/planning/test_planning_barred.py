@@ -20,7 +20,7 @@ SHAPE = {"layers": 2, "hidden": 256, "intermediate": 512, "heads": 4, "kv_heads"
 def plan(model: Architecture, spec: str, *, context: int = 64, gpu: int = 0) -> tuple[Plan, bool]:
     """The plan on one GPU of the machine, and whether the short way agrees that it fits."""
     made = Predictor(model, {"": gpu}, simulate(spec))
-    full = made.plan(context_tokens=context, batch=1, weights="synthetic", placement="balanced")
+    full = made.plan(context_tokens=context, batch=1, placement="balanced")
     return full, made.fit(context_tokens=context, batch=1).fits
 
 

@@ -10,8 +10,8 @@ import pytest
 from pytest_multigpu.planning.allocator import Allocator, Held
 from pytest_multigpu.planning.costs import HOPPER, OTHER, Costs, costs_for
 from pytest_multigpu.planning.forward import Forward, Gpu
-from pytest_multigpu.planning.load import load, tensor_sizes
-from pytest_multigpu.records.plan import Architecture, Tier
+from pytest_multigpu.planning.load import TABLE_VALUES, load, tensor_sizes
+from pytest_multigpu.records.plan import Architecture, Tier, WeightsSource
 from pytest_multigpu.units import GIB, MIB
 
 Make = Callable[..., Architecture]
@@ -19,6 +19,7 @@ T = 2048
 H, WIDE = T * 8192 * 2, T * 28672 * 2
 COSINES, KV = 2 * T * 128 * 2, T * 4096
 WEIGHT = 28672 * 8192 * 2
+TABLE = TABLE_VALUES * 2
 
 
 def run(model: Architecture, *, tokens: int = T, probe: bool = False) -> Gpu:
@@ -82,14 +83,22 @@ def test_the_second_gpu_holds_a_copy_of_its_input_and_no_embeddings(make_llama: 
 
 
 @pytest.mark.parametrize(
-    ("tier", "scratch"), [("16bit", 0), ("4bit", WEIGHT), ("8bit", 2 * WEIGHT)]
+    ("tier", "weights", "scratch"),
+    [
+        ("16bit", "synthetic", TABLE),
+        ("4bit", "synthetic", TABLE + WEIGHT),
+        ("8bit", "synthetic", TABLE + 2 * WEIGHT),
+        ("16bit", "checkpoint", 0),
+        ("4bit", "checkpoint", 2 * WEIGHT),
+        ("8bit", "checkpoint", 3 * WEIGHT),
+    ],
 )
 def test_loading_takes_the_weights_and_the_scratch(
-    tier: Tier, scratch: int, make_llama: Make
+    tier: Tier, weights: WeightsSource, scratch: int, make_llama: Make
 ) -> None:
     model = make_llama(tier, layers=2)
     gpu = Gpu(allocator=Allocator(), costs=HOPPER)
-    load(gpu, model, model.blocks)
+    load(gpu, model, model.blocks, weights)
     rounding = 4 * MIB
     assert 0 <= gpu.allocator.peak_reserved - model.weights_bytes - scratch <= rounding
     assert 0 <= gpu.allocator.reserved - model.weights_bytes <= rounding

@@ -7,10 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_multigpu.model import reader, synthetic
 from pytest_multigpu.planning.allocator import Allocator
 from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.forward import Gpu
-from pytest_multigpu.planning.load import load, tensor_sizes
+from pytest_multigpu.planning.load import (
+    SLOTS,
+    TABLE_VALUES,
+    load,
+    scratch_sizes,
+    tensor_sizes,
+)
 from pytest_multigpu.records.plan import Architecture, Block, Tier
 from pytest_multigpu.units import MIB
 
@@ -97,6 +104,25 @@ def test_scratch_beside_the_weights(tier: Tier, dtype: str, buffers: int, make_l
     load(held, wide, wide.blocks)
     assert largest == 2 * MIB
     assert held.allocator.peak_reserved == held.allocator.reserved + buffers * 64 * MIB
+
+
+def test_the_table_is_as_large_as_the_loader_makes_it(make_llama: Make) -> None:
+    assert TABLE_VALUES == synthetic.PERIOD
+    assert SLOTS == reader.SLOTS
+    layer = make_llama(**SHAPE).blocks[1]
+    for parameters, table in ((2 * TABLE_VALUES, []), (2 * TABLE_VALUES + 1, [4 * TABLE_VALUES])):
+        blocks = [replace(layer, parameters=parameters)]
+        model = replace(make_llama(**SHAPE), dtype="float32")
+        assert scratch_sizes(model, blocks, "synthetic") == table
+        assert scratch_sizes(model, blocks, "checkpoint") == []
+        assert scratch_sizes(replace(model, tier="cpu"), blocks, "synthetic") == []
+
+
+def test_float16_for_int8_is_half_of_float32(make_llama: Make) -> None:
+    model = replace(make_llama("8bit", **SHAPE), dtype="float32")
+    blocks = [replace(block, load_transient_bytes=4 * WIDE) for block in model.blocks]
+    assert scratch_sizes(model, blocks, "synthetic") == [4 * WIDE, 2 * WIDE]
+    assert scratch_sizes(model, blocks, "checkpoint") == [4 * WIDE, 4 * WIDE, 2 * WIDE]
 
 
 def test_one_piece_for_all_that_is_above_a_mib(make_llama: Make) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pytest_multigpu.planning.allocator import Allocator
 from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.forward import Forward, Gpu
-from pytest_multigpu.planning.load import load
+from pytest_multigpu.planning.load import TABLE_VALUES, load
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.replay import NEW_TOKENS, Use, replay
 from pytest_multigpu.planning.simulate import simulate
@@ -87,12 +87,12 @@ def test_a_prompts_worst_moment_is_a_layers(make_llama: Make) -> None:
 
 
 @pytest.mark.parametrize(("tier", "buffers"), [("16bit", 0), ("8bit", 2), ("4bit", 1)])
-def test_loading_has_weights_and_what_waits_to_be_quantised(
+def test_loading_has_weights_and_what_is_there_for_a_while(
     tier: Tier, buffers: int, make_llama: Make
 ) -> None:
     model = make_llama(tier, layers=3)
     load = used(model).parts["load"]
-    assert load.transient_bytes == buffers * WEIGHT
+    assert load.transient_bytes == TABLE_VALUES * 2 + buffers * WEIGHT
     assert load.weights_bytes == model.weights_bytes
     assert load.context_bytes == HOPPER.context_bytes
     assert load.kv_bytes == load.activations_bytes == load.workspace_bytes == 0

@@ -290,7 +290,7 @@ def test_every_context_is_asked_on_the_model_as_loaded(make_llama: Make) -> None
     placed = {"": 0, "model.layers.3": 1, "lm_head": 1}
     kept = Predictor(model, placed, on)
     for context in (900, 5, 900):
-        asked = kept.plan(context_tokens=context, batch=2, weights="synthetic", placement="p")
+        asked = kept.plan(context_tokens=context, batch=2, placement="p")
         assert asked == plan(model, on, placed, context=context, batch=2)
 
 
@@ -358,7 +358,7 @@ def test_what_is_left_is_the_tightest_gpus(make_llama: Make) -> None:
     placed = {"": 0, "model.layers.3": 1}
     roomy = Predictor(model, placed, machine(8 * GIB, 8 * GIB))
     peaks = [device.peak_bytes for device in roomy.plan(
-        context_tokens=512, batch=1, weights="synthetic", placement="p"
+        context_tokens=512, batch=1, placement="p"
     ).devices]  # fmt: skip
     free = [peaks[0] + 3 * GIB, peaks[1] + GIB]
     left = Predictor(model, placed, machine(*free)).fit(context_tokens=512, batch=1).spare_bytes

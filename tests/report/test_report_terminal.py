@@ -152,6 +152,14 @@ def test_skips_and_crashes_are_lines_with_their_reason() -> None:
     )
 
 
+def test_the_allocator_stands_beside_the_context() -> None:
+    report = finished()
+    assert report.machine is not None
+    grows = replace(report, machine=replace(report.machine, expandable_segments=True))
+    assert "context 2048 tokens x 1\n" in text(summary_lines(report))
+    assert "context 2048 tokens x 1, expandable segments\n" in text(summary_lines(grows))
+
+
 def test_skips_for_one_reason_share_a_line() -> None:
     skips = [
         CheckResult(nodeid=f"t.py::test_{i}", outcome="skipped", reason="no GPU" if i else "other")

@@ -1,0 +1,59 @@
+"""What the environment says about torch's allocator."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_multigpu.machine.torch_allocator import expandable_segments, unlike_planned
+
+NEW, OLD, UNCACHED = (
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+)
+GROWS = "expandable_segments:True"
+TOLD = (
+    ": peaks are predicted for torch's allocator as it is by default or with "
+    "expandable_segments:True alone"
+)
+
+
+@pytest.mark.parametrize(
+    ("environ", "grows"),
+    [
+        ({}, False),
+        ({NEW: " "}, False),
+        ({NEW: "expandable_segments:False"}, False),
+        ({NEW: "pinned_use_background_threads:True"}, False),
+        ({NEW: GROWS}, True),
+        ({OLD: GROWS}, True),
+        ({NEW: GROWS, OLD: GROWS}, True),
+        ({NEW: f" {GROWS} , pinned_num_register_threads:4,"}, True),
+    ],
+)
+def test_what_a_plan_follows(environ: dict[str, str], grows: bool) -> None:
+    assert expandable_segments(environ) is grows
+    assert unlike_planned(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({NEW: f"{GROWS},max_split_size_mb:64"}, f"{NEW}={GROWS},max_split_size_mb:64"),
+        ({OLD: "garbage_collection_threshold:0.8"}, f"{OLD}=garbage_collection_threshold:0.8"),
+        ({NEW: "backend:cudaMallocAsync"}, f"{NEW}=backend:cudaMallocAsync"),
+        # torch itself takes no other spelling.
+        ({NEW: "Expandable_Segments:TRUE"}, f"{NEW}=Expandable_Segments:TRUE"),
+        ({NEW: f"{GROWS},expandable_segments:False"}, f"{NEW}={GROWS},expandable_segments:False"),
+        # Which of the two counts is the torch version's to say.
+        (
+            {OLD: GROWS, NEW: "expandable_segments:False"},
+            f"{NEW}=expandable_segments:False {OLD}={GROWS}",
+        ),
+        ({UNCACHED: "1"}, f"{UNCACHED}=1"),
+        ({UNCACHED: "1", NEW: GROWS}, f"{NEW}={GROWS} {UNCACHED}=1"),
+    ],
+)
+def test_what_no_plan_follows_is_named(environ: dict[str, str], named: str) -> None:
+    assert expandable_segments(environ) is False
+    assert unlike_planned(environ) == named + TOLD

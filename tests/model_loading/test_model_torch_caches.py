@@ -1,0 +1,62 @@
+"""Cached memory goes back only once no GPU computes with it any more."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_multigpu.model import torch_caches
+
+
+class Cuda:
+    """``torch.cuda`` of a process that has memory on some of its GPUs."""
+
+    def __init__(self, *reserved: int, ready: bool = True) -> None:
+        self.reserved, self.ready = reserved, ready
+        self.calls: list[str] = []
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return self.ready
+
+    def device_count(self) -> int:
+        return len(self.reserved)
+
+    def memory_reserved(self, index: int) -> int:
+        return self.reserved[index]
+
+    def synchronize(self, index: int) -> None:
+        self.calls.append(f"wait for {index}")
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "calls"),
+    [
+        (Cuda(5, 0, 7), ["wait for 0", "wait for 2", "empty"]),
+        (Cuda(0, 0), []),
+        (Cuda(5, ready=False), []),
+    ],
+)
+def test_every_gpu_in_use_is_waited_for(
+    cuda: Cuda, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_caches, "_cuda", lambda: cuda)
+    torch_caches.give_back_cached()
+    assert cuda.calls == calls
+
+
+def test_nowhere_else_is_a_cache_emptied() -> None:
+    """Everybody goes through the one that waits."""
+    from pathlib import Path
+
+    package = Path(torch_caches.__file__).parents[1]
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if "cuda.empty_cache()" in path.read_text() and "planning" not in path.parts
+    }
+    assert found == {"model/torch_caches.py"}
