@@ -25,7 +25,7 @@ from .read_jobs import ReadJob
 from .reader import ReadAhead
 from .safetensors_index import StoredTensor
 from .synthetic import SyntheticTensor, SyntheticWeights
-from .torch_caches import give_back_cached
+from .torch_caches import give_back_cached, wait_for_devices
 
 OWN, STOCK = "pytest-multigpu", "transformers"
 
@@ -246,9 +246,12 @@ def _convert(model: Any, tensors: Mapping[str, Any], load_config: Any) -> Any:
     """transformers' own loop over lazy tensors: renames, casts, quantises, sets."""
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
-    return convert_and_load_state_dict_in_model(
+    info = convert_and_load_state_dict_in_model(
         model=model, state_dict=tensors, load_config=load_config, disk_offload_index=None
     )
+    # accelerate empties the caches next, see give_back_cached.
+    wait_for_devices()
+    return info
 
 
 def _synthetic(model: Any, targets: list[Target]) -> SyntheticWeights:

@@ -23,11 +23,16 @@ def give_back_cached() -> None:
     (https://github.com/pytorch/pytorch/issues/196258, torch 2.11 among others): what another one
     still computed with would be gone, "an illegal memory access".
     """
+    if wait_for_devices():
+        _cuda().empty_cache()
+
+
+def wait_for_devices() -> list[int]:
+    """Until every GPU in use has done its work; their CUDA indices."""
     indices = devices_in_use()
     for index in indices:
         _cuda().synchronize(index)
-    if indices:
-        _cuda().empty_cache()
+    return indices
 
 
 def _cuda() -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from pytest_multigpu.model import torch_caches
+from pytest_multigpu.model import filling, torch_caches
+from pytest_multigpu.model.loading import load_model
 
 
 class Cuda:
@@ -51,8 +55,6 @@ def test_every_gpu_in_use_is_waited_for(
 
 def test_nowhere_else_is_a_cache_emptied() -> None:
     """Everybody goes through the one that waits."""
-    from pathlib import Path
-
     package = Path(torch_caches.__file__).parents[1]
     found = {
         str(path.relative_to(package))
@@ -60,3 +62,15 @@ def test_nowhere_else_is_a_cache_emptied() -> None:
         if "cuda.empty_cache()" in path.read_text() and "planning" not in path.parts
     }
     assert found == {"model/torch_caches.py"}
+
+
+@pytest.mark.parametrize("weights", ["synthetic", "checkpoint"])
+def test_a_load_waits_before_transformers_goes_on(
+    weights: Any, tiny: Any, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which hands the model to accelerate, and that empties the caches for some tensors."""
+    model = tiny if weights == "synthetic" else str(written)
+    waited: list[bool] = []
+    monkeypatch.setattr(filling, "wait_for_devices", lambda: waited.append(True))
+    load_model(model, tier="16bit", device_map={"": "cpu"}, weights=weights)
+    assert waited == [True]

@@ -6,6 +6,7 @@ Imports torch inside functions only.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,13 +78,18 @@ class CudaBackend:
         import torch
 
         self._torch = torch
+        self._first = threading.Lock()
         self.count = torch.cuda.device_count()
 
     def device(self, gpu: int) -> torch.device:
         return self._torch.device("cuda", gpu)
 
     def open(self, gpu: int) -> None:
-        self._torch.empty(1, device=self.device(gpu))
+        self._torch.cuda.synchronize(gpu)  # makes the context
+        # One after the other: with expandable segments the first allocation of a process tries
+        # fabric handles, and another GPU's meanwhile fails ("operation not permitted", torch 2.11).
+        with self._first:
+            self._torch.empty(1, device=self.device(gpu))
         self._torch.cuda.synchronize(gpu)
 
     def identity(self, gpu: int) -> Identity:
