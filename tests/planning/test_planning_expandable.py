@@ -76,6 +76,34 @@ def test_one_that_cannot_grow_is_taken_before_one_that_can() -> None:
     assert allocator.reserved == 120 * MIB
 
 
+def test_of_many_that_would_do_the_least_is_taken() -> None:
+    allocator = ExpandableAllocator()
+    sizes = (70, 60, 50, 40)
+    blocks = [(allocator.take(size * MIB), allocator.take(20 * MIB))[0] for size in sizes]
+    last = allocator.take(30 * MIB)
+    starts = [block.address for block in blocks]
+    for block in (*blocks, last):
+        allocator.drop(block)
+    assert [allocator.take(25 * MIB).address for _ in range(2)] == [starts[3], starts[2]]
+
+
+def test_a_hole_between_two_is_filled_before_the_end_grows() -> None:
+    """What lies free on both of its sides counts with it."""
+    allocator = ExpandableAllocator()
+    first, _ = allocator.take(90 * MIB), allocator.take(10 * MIB)
+    start = first.address
+    allocator.drop(first)
+    low, middle, high = (allocator.take(30 * MIB) for _ in range(3))
+    allocator.drop(middle)
+    allocator.empty_cache()  # 40 to 60 of 30 to 60 MiB
+    assert allocator.reserved == 80 * MIB
+    allocator.drop(high)  # 60 to 90, beside it
+    allocator.drop(low)
+    for one in (allocator.copy(), allocator):
+        assert one.take(90 * MIB).address == start
+        assert one.reserved == 100 * MIB
+
+
 def test_growth_begins_in_the_free_block_before_it() -> None:
     allocator = ExpandableAllocator()
     first, last = allocator.take(20 * MIB), allocator.take(40 * MIB)
@@ -93,8 +121,14 @@ def test_pages_given_back_are_mapped_again_first() -> None:
     allocator.empty_cache()
     assert allocator.reserved == 20 * MIB
     assert allocator.take(61 * MIB).address == kept.address + kept.size
-    assert allocator.take(60 * MIB).address == start
+    again = allocator.take(60 * MIB)
+    assert again.address == start
     assert allocator.reserved == 20 * MIB + 80 * MIB + 60 * MIB
+    # It is beside what was there all the time.
+    allocator.drop(again)
+    allocator.drop(kept)
+    assert allocator.take(80 * MIB).address == start
+    assert allocator.reserved == 160 * MIB
 
 
 def test_only_whole_pages_go_back() -> None:
@@ -139,27 +173,34 @@ def test_the_least_limit_counts_what_would_go_back() -> None:
     assert allocator.least_limit == 120 * MIB
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["take", "drop", "empty"]),
-        st.one_of(st.integers(1, 3 * MIB), st.integers(1, 90 * MIB)),
-    ),
-    max_size=60,
+SIZES = st.one_of(
+    st.sampled_from([10 * MIB, 20 * MIB, 40 * MIB, 60 * MIB, 60 * MIB + 512]),
+    st.integers(1, 3 * MIB),
+    st.integers(1, 90 * MIB),
 )
-_SLOW = settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["take", "take", "drop", "empty"]), SIZES, st.integers(0, 99)),
+    max_size=80,
+)
+Steps = list[tuple[str, int, int]]
+_SLOW = settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 
 
-def _follow(allocator: ExpandableAllocator, steps: list[tuple[str, int]]) -> list[Held]:
+def _follow(allocator: ExpandableAllocator, steps: Steps) -> list[Held]:
     held: list[Held] = []
-    for what, size in steps:
-        if what == "take":
-            held.append(allocator.take(size))
-        elif what == "drop" and held:
-            allocator.drop(held.pop(size % len(held)))
-        elif what == "empty":
-            allocator.empty_cache()
+    for step in steps:
+        _do(allocator, held, *step)
         _check(allocator, held)
     return held
+
+
+def _do(allocator: ExpandableAllocator, held: list[Held], what: str, size: int, which: int) -> None:
+    if what == "take":
+        held.append(allocator.take(size))
+    elif what == "drop" and held:
+        allocator.drop(held.pop(which % len(held)))
+    elif what == "empty":
+        allocator.empty_cache()
 
 
 def _check(allocator: ExpandableAllocator, held: list[Held]) -> None:
@@ -167,6 +208,7 @@ def _check(allocator: ExpandableAllocator, held: list[Held]) -> None:
     free = [entry[2] for pool in allocator._free for entry in pool]
     regions = [region for pool in allocator._unmapped for region in pool]
     spans = sorted((b.address, b.size, b) for b in [*held, *free, *regions])
+    assert all(size > 0 for _, size, _ in spans)
     for (start, size, one), (following, _, other) in pairwise(spans):
         if one.small != other.small:
             continue
@@ -186,7 +228,7 @@ def _check(allocator: ExpandableAllocator, held: list[Held]) -> None:
 
 @_SLOW
 @given(STEPS)
-def test_memory_is_never_lost_or_handed_out_twice(steps: list[tuple[str, int]]) -> None:
+def test_memory_is_never_lost_or_handed_out_twice(steps: Steps) -> None:
     allocator = ExpandableAllocator()
     for block in _follow(allocator, steps):
         allocator.drop(block)
@@ -196,22 +238,15 @@ def test_memory_is_never_lost_or_handed_out_twice(steps: list[tuple[str, int]]) 
 
 @_SLOW
 @given(STEPS, STEPS)
-def test_a_copy_does_what_the_original_would(
-    before: list[tuple[str, int]], then: list[tuple[str, int]]
-) -> None:
+def test_a_copy_does_what_the_original_would(before: Steps, then: Steps) -> None:
     first = ExpandableAllocator()
     kept = _follow(first, before)
     twin = first.copy()
     ours: list[Held] = []
     theirs: list[Held] = []
     for allocator, held in ((twin, theirs), (first, ours)):
-        for what, size in then:
-            if what == "take":
-                held.append(allocator.take(size))
-            elif what == "drop" and held:
-                allocator.drop(held.pop(size % len(held)))
-            elif what == "empty":
-                allocator.empty_cache()
+        for step in then:
+            _do(allocator, held, *step)
     assert [block.address for block in ours] == [block.address for block in theirs]
     assert first.reserved == twin.reserved
     assert first.peak_reserved == twin.peak_reserved
