@@ -27,6 +27,7 @@ def judge_environment(
         _judge_variable(machine, visibility),
         *_judge_order(machine, visibility, environment),
         *records,
+        *_judge_left_over(environment),
     ]
 
 
@@ -153,6 +154,35 @@ def _judge_container(machine: Machine, environment: GpuEnvironment) -> list[Reco
             )
         )
     return records
+
+
+def _judge_left_over(environment: GpuEnvironment) -> list[Record]:
+    """Variables for finding errors that were forgotten: all runs, slower or with less memory."""
+    found = []
+    if (environment.cuda_launch_blocking or "0").strip() not in ("", "0"):
+        found.append(
+            Record(
+                name="CUDA_LAUNCH_BLOCKING",
+                outcome="warned",
+                expected="not set",
+                measured=environment.cuda_launch_blocking,
+                reason="Python waits for every kernel to end before it launches the next",
+                remedy="unset CUDA_LAUNCH_BLOCKING",
+            )
+        )
+    if (environment.cuda_module_loading or "").strip().upper() == "EAGER":
+        found.append(
+            Record(
+                name="CUDA_MODULE_LOADING",
+                outcome="warned",
+                expected="LAZY",
+                measured=environment.cuda_module_loading,
+                reason="every kernel of every library is loaded into each context: "
+                "memory that the plan does not count",
+                remedy="unset CUDA_MODULE_LOADING",
+            )
+        )
+    return found
 
 
 def judge_cuda(

@@ -227,6 +227,8 @@ def read_environment(environ: Mapping[str, str]) -> GpuEnvironment:
         cuda_device_order=environ.get("CUDA_DEVICE_ORDER"),
         nvidia_visible_devices=environ.get("NVIDIA_VISIBLE_DEVICES"),
         runpod_gpu_count=environ.get("RUNPOD_GPU_COUNT"),
+        cuda_launch_blocking=environ.get("CUDA_LAUNCH_BLOCKING"),
+        cuda_module_loading=environ.get("CUDA_MODULE_LOADING"),
         device_files=count_device_files(),
     )
 

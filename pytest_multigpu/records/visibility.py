@@ -38,5 +38,7 @@ class GpuEnvironment:
     cuda_device_order: str | None = None
     nvidia_visible_devices: str | None = None
     runpod_gpu_count: str | None = None
+    cuda_launch_blocking: str | None = None
+    cuda_module_loading: str | None = None
     device_files: int | None = None
     """Number of ``/dev/nvidia<N>`` files."""

@@ -122,6 +122,30 @@ def test_mixed_gpus_are_a_warning() -> None:
                 )
             ],
         ),
+        (
+            SEEN,
+            GpuEnvironment(cuda_launch_blocking="1", cuda_module_loading="eager"),
+            ["0", "1", "2", "3"],
+            [
+                (
+                    "warned",
+                    "Python waits for every kernel to end before it launches the next",
+                    "unset CUDA_LAUNCH_BLOCKING",
+                ),
+                (
+                    "warned",
+                    "every kernel of every library is loaded into each context: memory that the "
+                    "plan does not count",
+                    "unset CUDA_MODULE_LOADING",
+                ),
+            ],
+        ),
+        (
+            SEEN,
+            GpuEnvironment(cuda_launch_blocking="0", cuda_module_loading="LAZY"),
+            ["0", "1", "2", "3"],
+            [],
+        ),
         (SEEN, GpuEnvironment(runpod_gpu_count="4"), ["0", "1", "2", "3"], []),
         (SEEN, GpuEnvironment(nvidia_visible_devices="all"), ["0", "1", "2", "3"], []),
         (SEEN, GpuEnvironment(nvidia_visible_devices="void"), ["0", "1", "2", "3"], []),

@@ -9,7 +9,12 @@ import pytest
 from pytest_multigpu.errors import MachineError
 from pytest_multigpu.machine.fake import FakeGpu, FakeNvml
 from pytest_multigpu.machine.nvml import read_machine
-from pytest_multigpu.machine.visibility import join_by_uuid, read_visibility, visibility_of
+from pytest_multigpu.machine.visibility import (
+    join_by_uuid,
+    read_environment,
+    read_visibility,
+    visibility_of,
+)
 from pytest_multigpu.records.visibility import GpuEnvironment
 
 UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333", "GPU-cccc4444")
@@ -301,3 +306,9 @@ def test_joining_by_uuid_takes_cudas_order() -> None:
     assert str(caught.value) == (
         "reports cuda:0 as dddd, which is none of the GPUs that NVML lists"
     )
+
+
+def test_variables_that_were_left_over_are_read() -> None:
+    found = read_environment({"CUDA_LAUNCH_BLOCKING": "1", "CUDA_MODULE_LOADING": "EAGER"})
+    assert (found.cuda_launch_blocking, found.cuda_module_loading) == ("1", "EAGER")
+    assert read_environment({}).cuda_launch_blocking is None
