@@ -285,3 +285,13 @@ def test_the_last_byte_of_the_limit_can_be_had_once_the_rest_is_given_back() -> 
     with pytest.raises(DeviceFullError) as caught:
         allocator.take(20 * MIB)
     assert caught.value.missing_bytes == 20 * MIB
+
+
+def test_a_forgiving_one_notes_what_was_missing_first_and_goes_on() -> None:
+    allocator = Allocator(limit_bytes=50 * MIB, forgiving=True)
+    allocator.take(40 * MIB)
+    assert allocator.missing_bytes == 0
+    for _ in range(2):
+        allocator.take(40 * MIB)
+    assert (allocator.missing_bytes, allocator.limit_bytes) == (30 * MIB, None)
+    assert allocator.reserved == 120 * MIB
