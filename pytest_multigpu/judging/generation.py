@@ -115,7 +115,7 @@ def _new_lengths(reading: GenerationReading) -> Record:
     times = f"decode is {first / repeat:.1f} times slower at lengths not met before"
     if without is not None:
         measured += f", {without * 1e3:.1f} ms/token first with cuDNN attention off"
-        if first - without > (first - repeat) / 2:  # most of what is too much
+        if without <= SLOW_FIRST * repeat:  # gone with the remedy
             return Record(
                 name=name,
                 outcome="warned",
