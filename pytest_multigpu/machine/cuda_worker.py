@@ -96,6 +96,10 @@ def _steps(
     from .cuda.early import EarlyContexts
     from .cuda.links import NvmlSide
 
+    if arguments.devices == "cuda":
+        # cuBLAS would round fp32 products to TF32 whatever torch asks for, and every GPU would
+        # seem to compute wrong numbers. It reads this once; the products here are checked exactly.
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     nvml = NvmlSide().start()
     early = EarlyContexts()
     if arguments.devices == "cuda" and not arguments.late_contexts:

@@ -34,6 +34,12 @@ def unlike_planned(environ: Mapping[str, str]) -> str | None:
     )
 
 
+def cuts_large_blocks(environ: Mapping[str, str]) -> bool:
+    """Whether smaller requests are cut from a large free block: not from one above
+    ``max_split_size_mb``, where that is set."""
+    return not any("max_split_size_mb" in environ.get(name, "") for name in CONFIGURED_BY)
+
+
 def _expandable(environ: Mapping[str, str]) -> bool | None:
     """None where something else is set, or two variables say different things."""
     if _set(environ, UNCACHED):

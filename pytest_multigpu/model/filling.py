@@ -5,17 +5,20 @@ renaming, tying, buffers, hooks. Only the one step that moves them is replaced, 
 that lives for one load: the tensors that it feeds to transformers' own loop come from parallel
 reads (:mod:`.reader`) or are synthesised (:mod:`.synthetic`), already on their device.
 
-May import records, errors, units and siblings; torch and transformers in functions.
+May import records, errors, units, what the machine says of torch's allocator, and siblings; torch
+and transformers in functions.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import LoadError
+from ..machine.torch_allocator import cuts_large_blocks
 from ..records.progress import Progress
 from ..units import MIB, gib
 from .matching import Target, match, targets_of
@@ -297,4 +300,5 @@ def _reserve(targets: list[Target], quantizer: Any) -> None:
                 f"GPU {device.index}: out of memory: its weights take {gib(size)}, {gib(free)} "
                 "are free; plan for the free memory or free it (nvidia-smi shows who holds it)"
             )
-        torch.empty(size, dtype=torch.uint8, device=device)
+        if cuts_large_blocks(os.environ):  # else it would lie there beside the weights
+            torch.empty(size, dtype=torch.uint8, device=device)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_multigpu.machine.torch_allocator import expandable_segments, unlike_planned
+from pytest_multigpu.machine.torch_allocator import (
+    cuts_large_blocks,
+    expandable_segments,
+    unlike_planned,
+)
 
 NEW, OLD, UNCACHED = (
     "PYTORCH_ALLOC_CONF",
@@ -57,3 +61,10 @@ def test_what_a_plan_follows(environ: dict[str, str], grows: bool) -> None:
 def test_what_no_plan_follows_is_named(environ: dict[str, str], named: str) -> None:
     assert expandable_segments(environ) is False
     assert unlike_planned(environ) == named + TOLD
+
+
+def test_blocks_that_are_never_cut() -> None:
+    assert cuts_large_blocks({})
+    assert cuts_large_blocks({NEW: GROWS, OLD: "garbage_collection_threshold:0.8"})
+    for name in (NEW, OLD):
+        assert not cuts_large_blocks({name: f"{GROWS},max_split_size_mb:64"})

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from pytest_multigpu.errors import LoadError
 from pytest_multigpu.model import filling, torch_caches
 from pytest_multigpu.model.loading import load_model
+from pytest_multigpu.model.matching import Target
+from pytest_multigpu.units import GIB
 
 
 class Cuda:
@@ -74,3 +78,29 @@ def test_a_load_waits_before_transformers_goes_on(
     monkeypatch.setattr(filling, "wait_for_devices", lambda: waited.append(True))
     load_model(model, tier="16bit", device_map={"": "cpu"}, weights=weights)
     assert waited == [True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [("", [3 * GIB]), ("expandable_segments:True", [3 * GIB]), ("max_split_size_mb:128", [])],
+)
+def test_one_piece_for_all_weights_only_if_it_is_dealt_out(
+    settings: str, pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 40 GB piece that is never cut lay beside an nf4 70B until an H100 was full."""
+    asked: list[int] = []
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", settings)
+    monkeypatch.setattr(filling, "give_back_cached", lambda: None)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (8 * GIB, 8 * GIB))
+    monkeypatch.setattr("torch.empty", lambda size, **_: asked.append(size))
+    weight = Target(
+        name="w",
+        device=torch.device("cuda", 0),
+        dtype=torch.bfloat16,
+        shape=(3 * GIB // 2,),
+        quantised=False,
+    )
+    filling._reserve([weight], None)
+    assert asked == pieces
+    with pytest.raises(LoadError, match=r"^GPU 0: out of memory: its weights take 12\.0 GiB, 8\.0"):
+        filling._reserve([weight] * 4, None)
