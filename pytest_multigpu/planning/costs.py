@@ -2,13 +2,14 @@
 
 Everything that follows from shapes is a formula in :mod:`.forward`; here is what only a
 measurement can tell. ``benchmarks/peaks.py`` measures them and compares the predictions; a new
-measurement is a new row in ``MEASURED``. Imports units.
+measurement is a new row in ``MEASURED``. Imports records and units.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..records.plan import Tier
 from ..units import MIB
 
 SPARE_SHARE = 1 / 256
@@ -28,6 +29,8 @@ class Costs:
     """NVML ``used`` of one process after ``import torch`` and a first kernel on that GPU."""
     module_bytes: int
     """More of the same once generation ran: cuBLAS, attention and quantisation kernels loaded."""
+    int8_module_bytes: int = 0
+    """And more where the Linears are int8."""
     workspace_bytes: int
     """cuBLAS workspace that torch takes from its allocator at the first matrix product
     (``at::cuda::getChosenWorkspaceSize``: 32 MiB from compute capability 9.0, else 8.125 MiB)."""
@@ -57,12 +60,22 @@ class Costs:
     """Whether torch's allocator grows its segments. Not the GPU's but the process's:
     ``PYTORCH_ALLOC_CONF=expandable_segments:True``."""
 
+    def in_tier(self, tier: Tier) -> Costs:
+        """The same with all the kernels that this tier loads."""
+        if tier != "8bit":
+            return self
+        return replace(
+            self, module_bytes=self.module_bytes + self.int8_module_bytes, int8_module_bytes=0
+        )
+
 
 HOPPER = Costs(
-    hardware="NVIDIA H200",
-    versions="torch 2.11, transformers 5.17, bitsandbytes 0.50.2, driver 580",
-    context_bytes=733 * MIB,
-    module_bytes=32 * MIB,
+    hardware="NVIDIA H100 80GB HBM3 and H200",
+    versions="torch 2.11, transformers 5.17, bitsandbytes 0.50.2, driver 580.159.04",
+    # 618 to 620 MiB on each of five machines; generated: 694 to 702 in all, in 8 bit 758 to 768.
+    context_bytes=620 * MIB,
+    module_bytes=80 * MIB,
+    int8_module_bytes=66 * MIB,
     workspace_bytes=32 * MIB,
     dequantise_above_tokens=16,
     # torch prefers cuDNN's attention there, which takes masks of any length: 4 x 40,210 tokens in
@@ -73,8 +86,9 @@ HOPPER = Costs(
 OTHER = Costs(
     hardware="any other GPU, not measured: Hopper's figures, the older cuBLAS workspace",
     versions=HOPPER.versions,
-    context_bytes=733 * MIB,
-    module_bytes=32 * MIB,
+    context_bytes=620 * MIB,
+    module_bytes=80 * MIB,
+    int8_module_bytes=66 * MIB,
     workspace_bytes=8320 * 1024,
     dequantise_above_tokens=16,
 )

@@ -128,10 +128,6 @@ class Predictor:
             context_tokens=context_tokens, batch=batch, limits=self.rooms, enough_if_short=True
         )
         short = any(use.missing_bytes for use in used.values())
-        for index, use in used.items():
-            # While loading, the plan counts less outside the allocator than this limit does.
-            if 0 < use.missing_at_load_bytes <= self._loaded.costs[index].module_bytes:
-                short = bool(self._used(context_tokens, batch, NEW_TOKENS)[2])
         if not short and self._is_near(used):
             short = any(found[2] for found in self._in_other_orders(context_tokens, batch))
         barred = why_barred(self.architecture, self.cards, context_tokens)

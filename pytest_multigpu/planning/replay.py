@@ -35,8 +35,6 @@ class Use:
     """Outside torch's allocator, plus the cuBLAS workspace."""
     missing_bytes: int
     """With a limit: what the driver lacked when it ran out; 0 if it did not."""
-    missing_at_load_bytes: int
-    """The same, if that was while loading."""
     least_bytes: int
     """About the fewest free bytes with which this GPU would do."""
 
@@ -89,7 +87,7 @@ class Loaded:
         """
         indices = sorted({place for place in placed.values() if isinstance(place, int)})
         self.architecture = architecture
-        self.costs = {index: costs[index] for index in indices}
+        self.costs = {index: costs[index].in_tier(architecture.tier) for index in indices}
         self._weights = weights
         self._top_down = top_down
         self._blocks = {
@@ -124,7 +122,6 @@ class Loaded:
         forward = forward_of(self.architecture, logits_rows=1)
         prompt = max(1, context_tokens - max(1, new_tokens))
         gpus = self._started(limits)
-        short_at_load = {index: gpu.allocator.missing_bytes for index, gpu in gpus.items()}
         moments = {"load": _begin(gpus)}
         blocks = self._on(gpus)
         forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt)
@@ -152,10 +149,12 @@ class Loaded:
                     at[index].allocated for phase, at in moments.items() if phase != "load"
                 ),
                 fixed_bytes=outside(gpu.costs) + gpu.costs.workspace_bytes,
-                least_bytes=max(gpu.allocator.least_limit, probed[index].allocator.least_limit)
-                + outside(gpu.costs),
+                least_bytes=max(
+                    self._gpus[index].allocator.least_limit + gpu.costs.context_bytes,
+                    gpu.allocator.least_limit + outside(gpu.costs),
+                    probed[index].allocator.least_limit + outside(gpu.costs),
+                ),
                 missing_bytes=probed[index].allocator.missing_bytes or gpu.allocator.missing_bytes,
-                missing_at_load_bytes=short_at_load[index],
             )
             for index, gpu in gpus.items()
         }
@@ -183,18 +182,18 @@ class Loaded:
         )
 
     def _started(self, limits: Mapping[int, int] | None) -> dict[int, Gpu]:
-        """Each GPU with the model on it, to go on from."""
+        """Each GPU with the model on it, to go on from: the kernels of a pass come beside it."""
         gpus = {}
         for index, loaded in self._gpus.items():
-            limit = None
+            costs, allocator = loaded.costs, loaded.allocator.copy()
             if limits is not None:
-                limit = limits[index] - outside(self.costs[index])
-            if limit is not None and loaded.allocator.peak_reserved > limit:
-                gpus[index] = self._load(index, limit)
-                continue
-            allocator = loaded.allocator.copy()
-            allocator.limit_bytes = limit
-            gpus[index] = Gpu(allocator=allocator, costs=loaded.costs)
+                room = limits[index] - costs.context_bytes
+                if allocator.peak_reserved > room:
+                    allocator = self._load(index, room).allocator
+                if not allocator.missing_bytes:
+                    allocator.limit_bytes = room - costs.module_bytes
+            allocator.least_limit = 0
+            gpus[index] = Gpu(allocator=allocator, costs=costs)
         return gpus
 
     def _load(self, index: int, limit: int | None) -> Gpu:

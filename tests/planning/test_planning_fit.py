@@ -189,15 +189,15 @@ def test_busy_cards_are_to_be_freed(make_llama: Make) -> None:
 
 def test_what_to_rent_is_the_fewest_of_the_largest_card(make_llama: Make) -> None:
     model = make_llama(**SHAPE)
-    on = machine(1300, total_mib=1396)
+    on = machine(1230, total_mib=1326)
     found = remedies(plan(model, on, {"": 0}), on)
-    three = machine(1300, 1300, 1300, total_mib=1396)
+    three = machine(1230, 1230, 1230, total_mib=1326)
     counts = [
         n
         for n in range(1, 17)
         if plan(
             model,
-            (cards := machine(*[1300] * n, total_mib=1396)),
+            (cards := machine(*[1230] * n, total_mib=1326)),
             balanced(model, cards, context_tokens=1000, batch=1),
         ).fits
     ]
@@ -335,8 +335,8 @@ def test_a_gpu_without_memory_beside_one_that_does_alone(make_llama: Make) -> No
 def test_cards_that_would_do_only_together_are_to_be_freed(make_llama: Make) -> None:
     """Two of the larger kind are not there: the smaller one is needed as well."""
     model = make_llama(**SHAPE)
-    large, small = machine(1900, 0).gpus
-    large = replace(large, total_bytes=1996 * MIB, free_bytes=300 * MIB, used_bytes=1600 * MIB)
+    large, small = machine(1830, 0).gpus
+    large = replace(large, total_bytes=1926 * MIB, free_bytes=300 * MIB, used_bytes=1530 * MIB)
     small = replace(small, total_bytes=1596 * MIB, free_bytes=300 * MIB, used_bytes=1200 * MIB)
     on = Machine(gpus=(large, replace(small, name="Small")), visible=(0, 1))
     refused = plan(model, on, {"": 0}, context=2000)
