@@ -121,29 +121,24 @@ class ExpandableAllocator(Allocator):
     def _map(self, region: _Unmapped, size: int) -> Held:
         """Memory behind the first ``size`` bytes of a region; a free block, joined with those
         beside it."""
-        small, before = region.small, region.before
-        if before is not None and before.free:
-            self._out_of_pool(before)
-            block = before
-            block.size += size
-        else:
-            block = Held(region.address, size, small, True, before, region)
-            region.before = block
-            if before is not None:
-                before.after = block
+        before: Held | None = region.before
+        after: Held | None = region
+        start = region.address
         region.address += size
         region.size -= size
         if not region.size:
-            self._unmapped[small].remove(region)
-            after = block.after = region.after
+            self._unmapped[region.small].remove(region)
+            after = region.after
             if after is not None and after.free:
                 self._out_of_pool(after)
-                block.size += after.size
-                after = block.after = after.after
-            if after is not None:
-                after.before = block
-        insort(self._free[small], (block.size, block.address, block))
-        return block
+                size += after.size
+                after = after.after
+        if before is not None and before.free:
+            self._out_of_pool(before)
+            start = before.address
+            size += before.size
+            before = before.before
+        return self._add_free(start, size, region.small, before, after)
 
     def _unmap(self, block: Held) -> None:
         """Gives back the pages that lie wholly within a free block."""
@@ -152,40 +147,45 @@ class ExpandableAllocator(Allocator):
             return
         self._out_of_pool(block)
         self.reserved -= size
-        small = block.small
-        region = _Unmapped(start, size, small, False, block.before, block.after)
-        end = block.address + block.size
-        if start > block.address:
-            left = Held(block.address, start - block.address, small, True, block.before, region)
-            region.before = left
-            if left.before is not None:
-                left.before.after = left
-            insort(self._free[small], (left.size, left.address, left))
-        elif isinstance(region.before, _Unmapped):
-            joined = region.before
-            region.address, region.before = joined.address, joined.before
-            region.size += joined.size
-            self._unmapped[small].remove(joined)
-        if end > start + size:
-            right = Held(start + size, end - start - size, small, True, region, block.after)
-            region.after = right
-            if right.after is not None:
-                right.after.before = right
-            insort(self._free[small], (right.size, right.address, right))
-        elif isinstance(region.after, _Unmapped):
-            joined = region.after
-            region.size += joined.size
-            region.after = joined.after
-            self._unmapped[small].remove(joined)
-        if region.before is not None:
-            region.before.after = region
-        if region.after is not None:
-            region.after.before = region
+        small, before, after = block.small, block.before, block.after
+        region = _Unmapped(start, size, small)
+        left = start - block.address
+        right = block.size - left - size
+        if left:
+            before = self._add_free(block.address, left, small, before, region)
+        elif isinstance(before, _Unmapped):
+            self._unmapped[small].remove(before)
+            region.address = before.address
+            region.size += before.size
+            before = before.before
+        if right:
+            after = self._add_free(start + size, right, small, region, after)
+        elif isinstance(after, _Unmapped):
+            self._unmapped[small].remove(after)
+            region.size += after.size
+            after = after.after
+        _link(before, region, after)
         insort(self._unmapped[small], region, key=lambda one: one.address)
+
+    def _add_free(
+        self, start: int, size: int, small: bool, before: Held | None, after: Held | None
+    ) -> Held:
+        block = Held(start, size, small, True)
+        _link(before, block, after)
+        insort(self._free[small], (size, start, block))
+        return block
 
     def _out_of_pool(self, block: Held) -> None:
         pool = self._free[block.small]
         del pool[bisect_left(pool, (block.size, block.address))]
+
+
+def _link(before: Held | None, block: Held, after: Held | None) -> None:
+    block.before, block.after = before, after
+    if before is not None:
+        before.after = block
+    if after is not None:
+        after.before = block
 
 
 def _could_grow_to(block: Held) -> int:
