@@ -23,12 +23,14 @@ def key_of(report: RunReport) -> BaselineKey | None:
     if plan is None or torch is None or transformers is None:
         return None
     gpus = () if machine is None or report.tier == "cpu" else machine.visible_gpus
+    # In CUDA's order, since peaks are kept by number.
+    hardware = " + ".join(
+        f"{len(list(alike))} x {name}" for name, alike in groupby(gpu.name for gpu in gpus)
+    )
+    if hardware and machine is not None and machine.expandable_segments:
+        hardware += " with expandable segments"  # whose peaks are lower
     return BaselineKey(
-        # In CUDA's order, since peaks are kept by number.
-        hardware=" + ".join(
-            f"{len(list(alike))} x {name}" for name, alike in groupby(gpu.name for gpu in gpus)
-        )
-        or "cpu",
+        hardware=hardware or "cpu",
         model=plan.architecture.model,
         tier=plan.architecture.tier,
         dtype=plan.architecture.dtype,

@@ -20,7 +20,8 @@ class BaselineKey:
     """What must be equal for two runs to be comparable."""
 
     hardware: str
-    """``4 x NVIDIA H100 80GB HBM3``; several kinds in CUDA's order, ``1 x A + 2 x B``; ``cpu``."""
+    """``4 x NVIDIA H100 80GB HBM3``; several kinds in CUDA's order, ``1 x A + 2 x B``; ``cpu``. And
+    ``with expandable segments``, if torch's allocator has them."""
     model: str
     tier: str
     dtype: str

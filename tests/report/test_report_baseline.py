@@ -186,6 +186,20 @@ def test_key() -> None:
     assert cpu.hardware == "cpu"
 
 
+def test_key_tells_allocators_apart() -> None:
+    report = four_h100s()
+    assert report.machine is not None
+    grows = replace(report, machine=replace(report.machine, expandable_segments=True))
+    key = key_of(grows)
+    assert key is not None
+    assert key.text == KEY.replace(
+        "NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 with expandable segments"
+    )
+    cpu = key_of(replace(grows, tier="cpu"))
+    assert cpu is not None
+    assert cpu.hardware == "cpu"
+
+
 def test_key_tells_dtypes_and_mixed_machines_apart() -> None:
     report = four_h100s()
     half = replace(plan(), architecture=replace(plan().architecture, dtype="float16"))
