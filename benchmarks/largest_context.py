@@ -46,7 +46,7 @@ def main() -> int:
     largest = {
         one.placement: one.tokens
         for one in longest_contexts(PlanBook(settings, machine, os.environ))
-        if one.tier == options.tier
+        if one.tier == options.tier and not one.expandable_segments
     }
     tokens = min(largest[options.placement], options.at_most)
     beyond = planned(int(largest[options.placement] * 1.05) + 1, options.placement)

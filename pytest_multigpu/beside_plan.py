@@ -15,19 +15,30 @@ from .planbook import PlanBook
 from .planning.fit import largest_context
 from .planning.longest import longest_balanced
 from .planning.rent import rent_table
+from .records.machine import Machine
 from .records.plan import LongestContext, Tier
 from .records.rent import RentRow
 from .records.tiers import GPU_TIERS
 
 
 def longest_contexts(book: PlanBook) -> tuple[LongestContext, ...]:
-    """Two rows a tier, the best first; () without a GPU. Takes seconds, many plans are made."""
+    """A row for each tier and placement, the best tier first, and one for what expandable segments
+    would make of balanced; () without a GPU. Takes seconds, many plans are made."""
     if not book.machine.visible:
         return ()
     rows: list[LongestContext] = []
     for tier in GPU_TIERS:
         rows.append(LongestContext(tier=tier, placement="auto", tokens=_auto(book, tier)))
-        rows.append(LongestContext(tier=tier, placement="balanced", tokens=_balanced(book, tier)))
+        tokens = _balanced(book, tier, book.machine)
+        rows.append(LongestContext(tier=tier, placement="balanced", tokens=tokens))
+        if not book.machine.expandable_segments:
+            grows = dataclasses.replace(book.machine, expandable_segments=True)
+            tokens = _balanced(book, tier, grows)
+            rows.append(
+                LongestContext(
+                    tier=tier, placement="balanced", tokens=tokens, expandable_segments=True
+                )
+            )
     return tuple(rows)
 
 
@@ -48,10 +59,10 @@ def _auto(book: PlanBook, tier: Tier) -> int:
     )
 
 
-def _balanced(book: PlanBook, tier: Tier) -> int:
+def _balanced(book: PlanBook, tier: Tier, machine: Machine) -> int:
     plan = longest_balanced(
         book.architecture(tier),
-        book.machine,
+        machine,
         batch=book.settings.batch,
         near=book.settings.context,
         spread=book.spread,

@@ -77,19 +77,21 @@ def test_the_longest_context_of_every_tier_and_placement(
     result = plan(pytester, SMALL_LLAMA, *machine, "-v")
     assert result.ret == 0
     rows = json.loads((tmp_path / "report.json").read_text())["plan"]["longest"]
-    assert [(row["tier"], row["placement"]) for row in rows] == [
-        (tier, placement)
+    assert [(row["tier"], row["placement"], row["expandable_segments"]) for row in rows] == [
+        (tier, placement, grows)
         for tier in ("16bit", "8bit", "4bit")
-        for placement in ("auto", "balanced")
+        for placement, grows in (("auto", False), ("balanced", False), ("balanced", True))
     ]
     tokens = [row["tokens"] for row in rows]
-    auto, balanced = tokens[::2], tokens[1::2]
+    auto, balanced, grown = tokens[::3], tokens[1::3], tokens[2::3]
     assert balanced[0] <= balanced[1] <= balanced[2]
+    assert all(more >= less for more, less in zip(grown, balanced, strict=True))
+    assert grown[0] > balanced[0]
     assert 0 < balanced[0] < 16384
     found = [line.split() for line in result.outlines]
-    at = found.index(["longest", "context", "auto", "balanced"])
-    by_tier = zip(("16bit", "8bit", "4bit"), auto, balanced, strict=True)
-    shown = [[tier, str(a or "-"), str(b or "-"), "tokens", "x", "1"] for tier, a, b in by_tier]
+    at = found.index(["longest", "context", "auto", "balanced", "expandable", "segments"])
+    by_tier = zip(("16bit", "8bit", "4bit"), auto, balanced, grown, strict=True)
+    shown = [[tier, *(str(n or "-") for n in some), "tokens", "x", "1"] for tier, *some in by_tier]
     assert found[at + 1 : at + 5] == [*shown, []]
     folder = f"--gpu-model={pytester.path / 'model'}"
     common = ("--gpu-plan", folder, "--gpu-placement=balanced", *machine)

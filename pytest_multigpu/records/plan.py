@@ -167,6 +167,8 @@ class LongestContext:
     placement: Literal["auto", "balanced"]
     tokens: int
     """Of each sequence of the batch; 0 if the model does not fit at all."""
+    expandable_segments: bool = False
+    """With them, where the environment has not set them: what they would add."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ Imports records and units.
 
 from __future__ import annotations
 
-from ..records.plan import Parts, Plan, auto_call
+from ..records.plan import LongestContext, Parts, Plan, auto_call
 from ..units import GIB, gib
 from .tables import Line, block_list, table_lines
 from .words import columns, gib_cell, layers_text, shown_device
@@ -115,18 +115,27 @@ def parts_lines(plan: Plan) -> list[Line]:
 
 
 def longest_lines(plan: Plan) -> list[Line]:
-    """A row for each tier: the longest context that fits, in tokens, under each placement."""
-    tokens = {(one.tier, one.placement): one.tokens for one in plan.longest}
+    """A row for each tier: the longest context that fits, in tokens, under each placement, and
+    under balanced with expandable segments."""
+    columns = ["auto", "balanced"]
+    if any(one.expandable_segments for one in plan.longest):
+        columns.append("expandable segments")
+    tokens = {(one.tier, _column(one)): one.tokens for one in plan.longest}
     tiers = dict.fromkeys(one.tier for one in plan.longest)
     if not tiers:
         return []
     rows = [
-        (tier, *(str(tokens[tier, placement] or "-") for placement in ("auto", "balanced")), unit)
+        (tier, *(str(tokens[tier, column] or "-") for column in columns), unit)
         for tier in tiers
         for unit in [f"tokens x {plan.batch}"]
     ]
-    head = ("longest context", "auto", "balanced", "")
-    return [*table_lines(head, rows, right=(1, 2)), Line("")]
+    head = ("longest context", *columns, "")
+    right = tuple(range(1, 1 + len(columns)))
+    return [*table_lines(head, rows, right=right), Line("")]
+
+
+def _column(one: LongestContext) -> str:
+    return "expandable segments" if one.expandable_segments else one.placement
 
 
 def _sizes(parts: Parts) -> tuple[int, ...]:
