@@ -58,7 +58,7 @@ class Costs:
     """The same for the Linear after the activation function."""
     expandable_segments: bool = False
     """Whether torch's allocator grows its segments. Not the GPU's but the process's:
-    ``PYTORCH_ALLOC_CONF=expandable_segments:True``."""
+    ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""
 
     def in_tier(self, tier: Tier) -> Costs:
         """The same with all the kernels that this tier loads."""

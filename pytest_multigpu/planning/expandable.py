@@ -1,6 +1,6 @@
 """The caching allocator with expandable segments. Imports its own part.
 
-``PYTORCH_ALLOC_CONF=expandable_segments:True`` gives each pool one range of addresses in place of
+``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` gives each pool one range of addresses in place of
 many segments, and maps memory into it page by page as it grows
 (``c10/cuda/CUDACachingAllocator.cpp``: ``find_expandable_block``, ``map_block``, ``unmap_block``):
 

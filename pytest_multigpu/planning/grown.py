@@ -12,7 +12,7 @@ from .peaks import predict, room
 from .replay import kv_bytes
 
 GROWS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-"""In the environment. torch 2.9 and newer know a shorter name too, older ones only this one."""
+"""In the environment. Every torch reads this name; the newer one is ignored up to torch 2.9."""
 
 
 def fits_grown(plan: Plan, machine: Machine, spread: Spread) -> Plan | None:

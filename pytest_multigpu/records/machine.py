@@ -50,7 +50,7 @@ class Machine:
     """CUDA_VISIBLE_DEVICES as it was found; None if unset."""
     expandable_segments: bool = False
     """Whether torch's allocator grows its segments in this process's environment
-    (``PYTORCH_ALLOC_CONF=expandable_segments:True``): less is lost between them."""
+    (``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``): less is lost between them."""
     simulated: str | None = None
     """The spec of a machine that isn't there (``4xA6000``)."""
     problem: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_multigpu.machine import torch_allocator
 from pytest_multigpu.machine.torch_allocator import (
     cuts_large_blocks,
     expandable_segments,
@@ -68,3 +69,24 @@ def test_blocks_that_are_never_cut() -> None:
     assert cuts_large_blocks({NEW: GROWS, OLD: "garbage_collection_threshold:0.8"})
     for name in (NEW, OLD):
         assert not cuts_large_blocks({name: f"{GROWS},max_split_size_mb:64"})
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("2.9.1+cu128", False), ("2.4.1", False), ("2.10.0", True), ("2.11.0+cu130", True),
+     ("3.0.0", True), ("git", True), (None, True)],
+)  # fmt: skip
+def test_a_name_that_the_installed_torch_does_not_read(
+    version: str | None, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {} if version is None else {"torch": version}
+    monkeypatch.setattr(torch_allocator, "installed_versions", lambda *_: found)
+    assert expandable_segments({NEW: GROWS}) is known
+    assert expandable_segments({OLD: GROWS}) is True
+    assert expandable_segments({NEW: "max_split_size_mb:64", OLD: GROWS}) is not known
+    assert cuts_large_blocks({NEW: "max_split_size_mb:64"}) is not known
+    ignored = (
+        f"{NEW}={GROWS}: torch {version} does not read it for CUDA; set PYTORCH_CUDA_ALLOC_CONF"
+    )
+    assert unlike_planned({NEW: GROWS}) == (None if known else ignored)
+    assert unlike_planned({NEW: GROWS, OLD: GROWS}) is None
