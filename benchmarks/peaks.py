@@ -14,8 +14,8 @@ takes them to be. Measured is the largest NVML ``used`` in the phase, so nothing
 the GPUs; ``--beside`` runs smaller numbers of GPUs side by side, each on its own. A case that the
 plan refuses is not run; one that would take longer than ``--seconds`` by a rough estimate neither:
 both are listed as such. The cheapest come first. Written after every case to ``OUT.json`` and
-``OUT.md``. With ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` in the environment, all of it is
-about that allocator.
+``OUT.md``. With ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` in the environment, all of it
+is about that allocator.
 ``--again`` measures nothing: it puts the predictions of this commit beside peaks measured earlier,
 of the GPU that was the worst one then.
 """

@@ -6,8 +6,8 @@ Loads the synthetic model as ``peaks.py`` does and records torch's own allocator
 (``torch.cuda.memory._record_memory_history``) for each context and batch, generated and probed
 from an emptied cache. ``tests/planning/segments_h200.json`` holds the sizes of such runs in MiB;
 the addresses tell in which order the driver gives them. With
-``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` in the environment these are the pieces by which
-segments grow.
+``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` in the environment these are the pieces by
+which segments grow.
 """
 
 from __future__ import annotations

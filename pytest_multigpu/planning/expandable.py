@@ -1,7 +1,7 @@
 """The caching allocator with expandable segments. Imports its own part.
 
-``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` gives each pool one range of addresses in place of
-many segments, and maps memory into it page by page as it grows
+``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` gives each pool one range of addresses in
+place of many segments, and maps memory into it page by page as it grows
 (``c10/cuda/CUDACachingAllocator.cpp``: ``find_expandable_block``, ``map_block``, ``unmap_block``):
 
 * pages are of 2 MiB in the small pool and of 20 MiB in the large one;
