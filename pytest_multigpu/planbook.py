@@ -184,20 +184,23 @@ class PlanBook:
         # float16 instead of bfloat16 is 16 bit, whatever was asked for.
         able = all(runs_on(gpu.capability, architecture) for gpu in self.machine.visible_gpus)
         tiers = GPU_TIERS[GPU_TIERS.index(tier) :] if able else GPU_TIERS
+        spread = None if plan.placement == "balanced" else self._balanced(architecture)
+        mended = spread if spread is not None and spread.fits else None
+        grown = None if mended is not None else fits_grown(plan, self.machine, self.spread)
         found = remedies(
             plan,
             self.machine,
             architectures={name: self.architecture(name) for name in tiers},
             catalogue=read_catalogue(self.settings.catalogue),
             spread=self.spread,
+            grown=grown,
         )
-        spread = None if plan.placement == "balanced" else self._balanced(architecture)
-        if spread is None or not spread.fits:
+        if mended is None:
             # No machine to rent has a model with more positions.
-            mendable = beyond_positions(architecture, plan.context_tokens)
-            mendable = mendable or fits_grown(plan, self.machine, self.spread) is not None
+            asked = beyond_positions(architecture, plan.context_tokens)
+            mendable = asked or grown is not None
             return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=mendable)
-        max_memory = self._max_memory(spread)
+        max_memory = self._max_memory(mended)
         if max_memory is not None:
             # Beside --gpu-placement=balanced, which comes first.
             same = f"{auto_call(max_memory)} places it as balanced does"

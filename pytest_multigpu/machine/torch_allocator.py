@@ -28,14 +28,14 @@ def expandable_segments(environ: Mapping[str, str]) -> bool:
 def unlike_planned(environ: Mapping[str, str]) -> str | None:
     """A sentence if torch's allocator is set to go by rules that no plan follows, or by a name
     that this torch does not read; None if it is as by default or has expandable segments."""
-    if NEW_NAME not in _names() and _set(environ, NEW_NAME) and not _set(environ, OLD_NAME):
-        return (
-            f"{NEW_NAME}={environ[NEW_NAME]}: torch {installed_versions('torch')['torch']} does "
-            f"not read it for CUDA; set {OLD_NAME}"
-        )
+    read = _read(environ)
+    if not read and (text := environ.get(NEW_NAME, "").strip()):
+        version = installed_versions("torch")["torch"]
+        return f"{NEW_NAME}={text}: torch {version} does not read it for CUDA; set {OLD_NAME}"
     if _expandable(environ) is not None:
         return None
-    found = [f"{name}={environ[name]}" for name in (*_names(), UNCACHED) if _set(environ, name)]
+    set_ = {**read, UNCACHED: environ[UNCACHED]} if _uncached(environ) else read
+    found = [f"{name}={text}" for name, text in set_.items()]
     return (
         f"{' '.join(found)}: peaks are predicted for torch's allocator as it is by default"
         " or with expandable_segments:True alone"
@@ -45,23 +45,29 @@ def unlike_planned(environ: Mapping[str, str]) -> str | None:
 def cuts_large_blocks(environ: Mapping[str, str]) -> bool:
     """Whether smaller requests are cut from a large free block: not from one above
     ``max_split_size_mb``, where that is set."""
-    return not any("max_split_size_mb" in environ.get(name, "") for name in _names())
+    return not any("max_split_size_mb" in text for text in _read(environ).values())
 
 
 def _expandable(environ: Mapping[str, str]) -> bool | None:
     """None where something else is set, or two variables say different things."""
-    if _set(environ, UNCACHED):
+    if _uncached(environ):
         return None
-    told = {_told(environ[name]) for name in _names() if _set(environ, name)} or {False}
+    told = {_told(text) for text in _read(environ).values()} or {False}
     return told.pop() if len(told) == 1 else None
 
 
-def _names() -> tuple[str, ...]:
-    """The variables that the installed torch reads; both if it cannot be told."""
-    version = re.match(r"(\d+)\.(\d+)", installed_versions("torch").get("torch", ""))
-    if version and (int(version[1]), int(version[2])) < NEW_SINCE:
-        return (OLD_NAME,)
-    return (NEW_NAME, OLD_NAME)
+def _read(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that are set and that the installed torch reads, as they are."""
+    found = {name: environ[name] for name in (NEW_NAME, OLD_NAME) if environ.get(name, "").strip()}
+    if NEW_NAME in found:  # the version is looked up for nobody else
+        version = re.match(r"(\d+)\.(\d+)", installed_versions("torch").get("torch", ""))
+        if version and (int(version[1]), int(version[2])) < NEW_SINCE:
+            del found[NEW_NAME]
+    return found
+
+
+def _uncached(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get(UNCACHED, "").strip())
 
 
 def _told(text: str) -> bool | None:
@@ -70,7 +76,3 @@ def _told(text: str) -> bool | None:
     if options <= {_FIXED}:
         return False
     return True if options == {_EXPANDABLE} else None
-
-
-def _set(environ: Mapping[str, str], name: str) -> bool:
-    return bool(environ.get(name, "").strip())

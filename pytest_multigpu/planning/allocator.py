@@ -38,14 +38,6 @@ OTHER_ORDERS = (512 * MIB, 1 << 50)
 _HIGHEST = 1 << 62
 
 
-class DeviceFullError(Exception):
-    """The simulated driver has no more, even after every free segment was given back."""
-
-    def __init__(self, missing_bytes: int) -> None:
-        super().__init__(missing_bytes)
-        self.missing_bytes = missing_bytes
-
-
 class Held:
     """A block of device memory: handed out, or free and kept by the allocator."""
 
@@ -79,7 +71,6 @@ class Allocator:
 
     :param limit_bytes: what the driver can give it; None for no limit.
     :param top_down: size from which segments come top down.
-    :param forgiving: when it first runs out, note what is missing and go on without a limit.
     """
 
     _kept_whole = SMALL
@@ -90,13 +81,12 @@ class Allocator:
         limit_bytes: int | None = None,
         *,
         top_down: int = TOP_DOWN,
-        forgiving: bool = False,
     ) -> None:
         self.limit_bytes = limit_bytes
         self.top_down = top_down
-        self.forgiving = forgiving
         self.missing_bytes = 0
-        """What a forgiving one lacked when it first ran out."""
+        """What the driver lacked when it first ran out, even after every free segment was given
+        back. From there on there is no limit."""
         self.reserved = 0
         self.peak_reserved = 0
         self.least_limit = 0
@@ -117,10 +107,7 @@ class Allocator:
     # A plan takes and drops 10,000 blocks: take() and drop() are written for speed.
 
     def take(self, size: int) -> Held:
-        """Memory for a tensor of ``size`` bytes.
-
-        :raises DeviceFullError: there is none within the limit.
-        """
+        """Memory for a tensor of ``size`` bytes."""
         size = -(-size // ROUND) * ROUND or ROUND
         small = size <= SMALL
         block = self._fitting(size, small)
@@ -230,10 +217,7 @@ class Allocator:
 
     def _run_out(self, size: int) -> None:
         assert self.limit_bytes is not None
-        missing = self.reserved + size - self.limit_bytes
-        if not self.forgiving:
-            raise DeviceFullError(missing)
-        self.missing_bytes = missing
+        self.missing_bytes = self.reserved + size - self.limit_bytes
         self.limit_bytes = None
 
 

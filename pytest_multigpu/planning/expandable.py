@@ -36,13 +36,12 @@ class ExpandableAllocator(Allocator):
     """One GPU's caching allocator with expandable segments.
 
     :param limit_bytes: what the driver can give it; None for no limit.
-    :param forgiving: when it first runs out, note what is missing and go on without a limit.
     """
 
     _kept_whole = 0
 
-    def __init__(self, limit_bytes: int | None = None, *, forgiving: bool = False) -> None:
-        super().__init__(limit_bytes, forgiving=forgiving)
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        super().__init__(limit_bytes)
         self._unmapped: tuple[list[_Unmapped], list[_Unmapped]] = (
             [_Unmapped(_RANGES[0], _ENDLESS, False)],
             [_Unmapped(_RANGES[1], _ENDLESS, True)],

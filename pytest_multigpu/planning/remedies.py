@@ -15,7 +15,7 @@ from ..units import gib
 from .barred import beyond_positions, runs_on, why_barred
 from .catalogue import CATALOGUE, GpuType
 from .fit import largest_context
-from .grown import GROWS, fits_grown, may_fit
+from .grown import GROWS, may_fit
 from .longest import Spread, longest_balanced
 from .partition import balanced
 from .peaks import Predictor, predict
@@ -57,11 +57,13 @@ def remedies(
     most_gpus: int = 16,
     catalogue: tuple[GpuType, ...] = CATALOGUE,
     spread: Spread = balanced_plan,
+    grown: Plan | None = None,
 ) -> tuple[str, ...]:
     """What would make a plan that does not fit fit, the least change first; () if it fits.
 
     :param architectures: the same model in the other tiers, to look for one that fits.
     :param catalogue: what could be rented where nothing else does.
+    :param grown: the same with expandable segments, where only that fits: :func:`.fits_grown`.
     """
     if plan.fits:
         return ()
@@ -69,7 +71,7 @@ def remedies(
         return tuple(_shorter_as_placed(plan, machine))
     if not machine.visible:
         return ()
-    search = _Search(plan, machine, architectures or {}, most_gpus, catalogue, spread)
+    search = _Search(plan, machine, architectures or {}, most_gpus, catalogue, spread, grown)
     return tuple(search.found())
 
 
@@ -84,6 +86,7 @@ class _Search:
         most_gpus: int,
         catalogue: tuple[GpuType, ...],
         spread: Spread,
+        grown: Plan | None,
     ) -> None:
         self.plan = plan
         self.machine = machine
@@ -91,6 +94,7 @@ class _Search:
         self.most_gpus = most_gpus
         self.catalogue = catalogue
         self.spread = spread
+        self.grown = grown
         self.placement = "" if plan.placement == "balanced" else "--gpu-placement=balanced "
 
     def found(self) -> Iterator[str]:
@@ -99,8 +103,7 @@ class _Search:
         as_placed = [*_shorter_as_placed(plan, self.machine)] if self.placement else []
         if mended is not None:
             yield f"--gpu-placement=balanced fits: {fullest(mended)}"
-        grown = None if mended is not None else fits_grown(plan, self.machine, self.spread)
-        if grown is not None:
+        if (grown := self.grown) is not None:
             changes = "" if grown.placement == plan.placement else f" {self.placement.strip()}"
             yield f"{GROWS}{changes} fits: {fullest(grown)}"
         yield from as_placed

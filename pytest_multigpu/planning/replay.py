@@ -200,9 +200,9 @@ class Loaded:
         costs = self.costs[index]
         made: Allocator
         if costs.expandable_segments:
-            made = ExpandableAllocator(limit, forgiving=True)
+            made = ExpandableAllocator(limit)
         else:
-            made = Allocator(limit, top_down=self._top_down, forgiving=True)
+            made = Allocator(limit, top_down=self._top_down)
         gpu = Gpu(allocator=made, costs=costs)
         load(gpu, self.architecture, self._blocks[index], self._weights)
         return gpu

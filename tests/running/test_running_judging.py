@@ -167,6 +167,8 @@ def test_the_attention_plan_trap_prints_both_speeds_and_the_remedy() -> None:
         (0.132, 0.081, 0.108, True),
         (0.5, 0.25, 0.375, True),
         (0.5, 0.25, 0.376, False),
+        (0.5, 0.1, 0.333, True),
+        (0.5, 0.1, 0.334, False),
     ):
         one = replace(
             trap, first=timing(first), repeat=timing(repeat), without_cudnn=timing(without)
