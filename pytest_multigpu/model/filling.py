@@ -21,6 +21,7 @@ from ..errors import LoadError
 from ..machine.torch_allocator import cuts_large_blocks
 from ..records.progress import Progress
 from ..units import MIB, gib
+from .initial import starts_at_zero
 from .matching import Target, match, targets_of
 from .progress_meter import Meter
 from .quantise import QuantiseInPlace, is_bitsandbytes, stored_bytes
@@ -267,7 +268,8 @@ def _synthetic(model: Any, targets: list[Target]) -> SyntheticWeights:
         {target.name: target.shape for target in targets},
         {target.name: target.dtype for target in targets},
         {target.name: target.device for target in targets},
-        name,
+        head=name,
+        zeros=starts_at_zero(model),
     )
 
 

@@ -87,10 +87,41 @@ def test_spread_shape_and_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fan_in", "scale"), [(8192, 1.0), (28672, 0.5), (128, 8.0), (2048, 2.0), (1, 64.0)]
+    ("fan_in", "scale"),
+    [
+        (8192, 1.0),
+        (8193, 0.5),
+        (28672, 0.5),
+        (2049, 1.0),
+        (2048, 2.0),
+        (2880, 1.0),  # gpt-oss-20b: with 2.0 its attention took one token of all
+        (16384, 0.5),  # Llama 405B
+        (128, 8.0),
+        (1, 64.0),
+    ],
 )
-def test_scales_are_powers_of_two(fan_in: int, scale: float) -> None:
+def test_scales_are_powers_of_two_that_are_not_too_large(fan_in: int, scale: float) -> None:
     assert scale_of((3, fan_in)) == scale
+    spread = 0.02 * scale * fan_in**0.5
+    assert 0.9 < spread <= 1.82 or fan_in == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", (512, 128), True),
+        ("model.layers.0.mlp.down_proj.weight", (128, 512), False),
+        ("model.layers.0.self_attn.q_proj.weight", (512, 128), False),
+        ("model.layers.0.mlp.experts.gate_up_proj", (8, 96, 128), True),  # narrower experts
+        ("model.layers.0.mlp.experts.gate_up_proj", (8, 128, 512), True),  # the other way round
+        ("model.layers.0.mlp.experts.down_proj", (8, 512, 128), False),
+        ("model.layers.0.mlp.shared_experts.gate_proj.weight", (96, 128), True),
+        ("model.layers.0.mlp.gate.weight", (8, 128), False),  # a router
+        ("transformer.h.0.mlp.dense_h_to_4h.weight", (512, 128), True),
+    ],
+)
+def test_what_widens(name: str, shape: tuple[int, ...], expected: bool) -> None:
+    assert synthetic.widens(name, shape) is expected
 
 
 def test_norms_are_one_and_biases_zero() -> None:
@@ -98,6 +129,7 @@ def test_norms_are_one_and_biases_zero() -> None:
 
     assert torch.equal(made("norm.weight", (4,)), torch.ones(4, dtype=torch.bfloat16))
     assert torch.equal(made("q_proj.bias", (4,)), torch.zeros(4, dtype=torch.bfloat16))
+    assert torch.equal(made("up_proj_bias", (2, 4)), torch.zeros(2, 4, dtype=torch.bfloat16))
     assert torch.equal(made("count", (2, 2), dtype=torch.int64), torch.zeros(2, 2).long())
 
 
