@@ -2,7 +2,7 @@
 
 Everything that follows from shapes is a formula in :mod:`.forward`; here is what only a
 measurement can tell. ``benchmarks/peaks.py`` measures them and compares the predictions; a new
-measurement is a new row in ``MEASURED``. Imports records and units.
+measurement is a new row in ``MEASURED``. Imports records, units and :mod:`.nf4`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..records.plan import Tier
 from ..units import MIB
+from .nf4 import direct_tokens
 
 SPARE_SHARE = 1 / 256
 """Of a GPU's free bytes, kept spare where a plan is said to fit: how far a prediction may be off.
@@ -34,10 +35,10 @@ class Costs:
     workspace_bytes: int
     """cuBLAS workspace that torch takes from its allocator at the first matrix product
     (``at::cuda::getChosenWorkspaceSize``: 32 MiB from compute capability 9.0, else 8.125 MiB)."""
-    dequantise_above_tokens: int
+    dequantise_above_tokens: int | None
     """bitsandbytes multiplies nf4 weights directly up to that many tokens; above, it first
-    dequantises the whole Linear to 16 bit (``_gemm_4bit_use_custom_cuda``: for a 70B's
-    down_proj 16 on an H100, more for the others and on cards with slower memory)."""
+    dequantises the whole Linear to 16 bit. None: by shape, as on Hopper (:mod:`.nf4`). Cards with
+    slower memory dequantise later."""
     mask_copy: int = 1
     """Copies in the model's dtype that an attention kernel makes of a padding mask, which is one
     byte for each query and key: the additive mask that every kernel takes
@@ -60,6 +61,11 @@ class Costs:
     """Whether torch's allocator grows its segments. Not the GPU's but the process's:
     ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""
 
+    def dequantises(self, tokens: int, rows: int, columns: int) -> bool:
+        """Whether that many tokens x sequences have an nf4 weight of that shape in 16 bit first."""
+        most = self.dequantise_above_tokens
+        return tokens > (direct_tokens(rows, columns) if most is None else most)
+
     def in_tier(self, tier: Tier) -> Costs:
         """The same with all the kernels that this tier loads."""
         if tier != "8bit":
@@ -77,7 +83,7 @@ HOPPER = Costs(
     module_bytes=80 * MIB,
     int8_module_bytes=66 * MIB,
     workspace_bytes=32 * MIB,
-    dequantise_above_tokens=16,
+    dequantise_above_tokens=None,
     # torch prefers cuDNN's attention there, which takes masks of any length: 4 x 40,210 tokens in
     # nf4 ran out of memory on four H100s where a replay without further copies does.
     mask_copy_unaligned=0,

@@ -18,8 +18,11 @@ from __future__ import annotations
 from ..records.plan import Architecture, Block
 from ..records.probe import default_layer
 from .allocator import Allocator, Held
+from .costs import Costs
 from .gpu import Gpu as Gpu
 from .linears import DTYPE_BYTES, Linears
+
+Shape = tuple[int, int]
 
 
 class Forward:
@@ -120,13 +123,40 @@ class Forward:
         for block, gpu in blocks:
             if block.kind != "layer":
                 continue
+            before, after = self._dequantised(block, gpu.costs, batch)
+            for size in before:
+                gpu.allocator.drop(gpu.allocator.take(size))
             gpu.extend_cache(block, 1, batch, total_tokens)
             if batch > 1 and self.query > self.kv and self.repeats_to_decode:
                 repeated = batch * total_tokens * self.query * self.size
                 for held in [gpu.allocator.take(repeated) for _ in range(2)]:
                     gpu.allocator.drop(held)
-            if self.tier == "4bit" and batch > gpu.costs.dequantise_above_tokens:
-                gpu.allocator.drop(gpu.allocator.take(block.load_transient_bytes))
+            for size in after:
+                gpu.allocator.drop(gpu.allocator.take(size))
+
+    def _dequantised(self, block: Block, costs: Costs, batch: int) -> tuple[list[int], list[int]]:
+        """Bytes of the nf4 weights that a decode step of the layer has in 16 bit for a moment, one
+        after the other: before its cache grows, and after."""
+        if self.tier != "4bit":
+            return [], []
+        before, after = (
+            [
+                rows * columns * self.size
+                for rows, columns in shapes
+                if costs.dequantises(batch, rows, columns)
+            ]
+            for shapes in self.layer_linears(block, batch)
+        )
+        return before, after
+
+    def layer_linears(self, block: Block, batch: int) -> tuple[list[Shape], list[Shape]]:
+        """``(rows, columns)`` of a layer's Linears, in order: before its cache grows, and after."""
+        del block, batch  # all alike
+        hidden, wide = self.hidden, self.intermediate
+        return (
+            [(self.query, hidden), (self.kv, hidden), (self.kv, hidden)],
+            [(hidden, self.query), (wide, hidden), (wide, hidden), (hidden, wide)],
+        )
 
     def _logits(self, head: Gpu, first: Gpu, batch: int) -> None:
         """``lm_head``; the root hook moves them to the input's GPU; ``generate`` makes fp32."""

@@ -38,7 +38,7 @@ class Linears:
 
     def _nf4(self, a: Allocator, costs: Costs, t: int, rows: int, columns: int) -> Held:
         """``_dequant_linear_fallback``: the weight in 16 bit, then a plain product."""
-        if t <= costs.dequantise_above_tokens:
+        if not costs.dequantises(t, rows, columns):
             return a.take(t * rows * self.size)
         weight = a.take(rows * columns * self.size)
         result = a.take(t * rows * self.size)

@@ -14,7 +14,7 @@ from ..records.passes import Pass, Passes, Phase, Size, Step
 from ..records.plan import Architecture, Block
 from .allocator import Held
 from .costs import Costs
-from .forward import Forward
+from .forward import Forward, Shape
 from .gpu import Gpu
 
 _Sized = tuple[Step, int]
@@ -49,6 +49,17 @@ class Recorded(Forward):
         phase: Phase = "probe" if probe else "prefill" if tokens == total_tokens else "decode"
         one = self.passes.find(phase, batch=batch, tokens=total_tokens)
         _Run(self, one, blocks, tokens=tokens, batch=batch, total=total_tokens).go()
+
+    def layer_linears(self, block: Block, batch: int) -> tuple[list[Shape], list[Shape]]:
+        assert block.layer is not None  # of kind layer
+        one = self.passes.find("decode", batch=batch, tokens=1)
+        steps = one.layers[self.passes.kinds[block.layer]].steps
+        cached = next((i for i, step in enumerate(steps) if step.op == "cache"), len(steps))
+        before, after = (
+            [(step.rows, step.columns) for step in part if step.op == "linear"]
+            for part in (steps[:cached], steps[cached:])
+        )
+        return before, after
 
     def finish(self, head: Gpu, first: Gpu, steps: Sequence[_Sized], size: int, batch: int) -> None:
         """The head's steps, and ``generate``'s with the logits."""

@@ -60,8 +60,8 @@ def test_an_int8_linear_alone(make_llama: Make) -> None:
 
 def test_an_nf4_linear_alone(make_llama: Make) -> None:
     a, linears = Allocator(), Linears(make_llama("4bit", layers=1))
-    few = linears.run(a, HOPPER, 16, 4096, 8192)
-    assert a.peak_allocated == few.size == 16 * 4096 * 2
+    few = linears.run(a, HOPPER, 5, 4096, 8192)  # of a shape like down's, see nf4.py
+    assert a.peak_allocated == few.size == 5 * 4096 * 2
     many = linears.run(a, HOPPER, 17, 4096, 8192)
     assert many.size == 17 * 4096 * 2
     assert a.peak_allocated == few.size + many.size + 4096 * 8192 * 2
