@@ -196,9 +196,9 @@ class PlanBook:
             grown=grown,
         )
         if mended is None:
-            # No machine to rent has a model with more positions.
+            # No machine to rent has a model with more positions, or runs what none can.
             asked = beyond_positions(architecture, plan.context_tokens)
-            mendable = asked or grown is not None
+            mendable = asked or grown is not None or bool(architecture.refused)
             return dataclasses.replace(plan, remedies=found or plan.remedies, mendable=mendable)
         max_memory = self._max_memory(mended)
         if max_memory is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +121,43 @@ def test_each_kind_of_remedy_in_words() -> None:
         r"GPU \d would peak at \d+\.\d GiB of \d+\.\d GiB",
         rent,
     )
+
+
+def test_where_int8_refuses_a_model_other_tiers_are_offered(tmp_path: Path) -> None:
+    """Not for want of memory, so a better tier comes first; nothing is rented for it."""
+    config = {
+        "model_type": "deepseek_v3",
+        "vocab_size": 300,
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "moe_intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 64,
+        "kv_lora_rank": 64,
+        "qk_rope_head_dim": 32,
+        "qk_nope_head_dim": 64,
+        "v_head_dim": 64,
+        "max_position_embeddings": 512,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = Settings(model=str(tmp_path), tier="8bit", context=256)
+    machine = simulate("1xH100")
+    plan = PlanBook(settings, machine, os.environ).chosen
+    assert plan.reasons == (
+        "LLM.int8 takes inputs of two or three dimensions; "
+        "DeepseekV3ForCausalLM gives kv_b_proj four",
+    )
+    assert plan.mendable  # no other machine would do
+    (offer,) = plan.remedies
+    assert offer.startswith("--gpu-tier=16bit --gpu-placement=balanced fits: GPU 0 would peak at ")
+    assert followed(offer, settings, machine).fits
 
 
 @pytest.mark.parametrize(

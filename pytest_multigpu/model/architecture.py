@@ -80,6 +80,10 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
             max_context=context,
         )
     unknown = [*kv.unknown, *unrecorded]
+    refused = []
+    if tier == "8bit" and passes is not None:
+        unknown += _outliers(passes)
+        refused += _too_deep(passes, type(model).__name__)
     if "quantization_config" in resolved.config_dict:
         unknown.append(
             "the checkpoint is quantised already; the plan counts it as quantised by bitsandbytes "
@@ -91,6 +95,7 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
             f"the model has {human_size(buffer_bytes)} of buffers, which the plan leaves out"
         )
     blocks = _blocks(model, dtype, kv)
+    kept = _unquantised_bytes(model, dtype) if tier in ("8bit", "4bit") else 0
     hidden = int(text.hidden_size)
     # Attention-free models have no such key; their KV cache is reported as unknown above.
     heads = int(getattr(text, "num_attention_heads", None) or 1)
@@ -110,9 +115,32 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         max_context=_max_context(text, context),
         attention=attention if kv.heads else "none",
         repeats_kv_to_decode=repeats_kv_to_decode(),
+        unquantised_bytes=kept,
         passes=passes,
         unknown=tuple(unknown),
+        refused=tuple(refused),
     )
+
+
+def _outliers(passes: Passes) -> list[str]:
+    """LLM.int8 multiplies a column of the input in 16 bit where one of its values exceeds 6, and
+    makes 16-bit copies of it and of its weights (``Linear8bitLt``'s ``threshold``)."""
+    if not passes.bare_inputs:
+        return []
+    return [
+        f"{', '.join(passes.bare_inputs)} take the residual stream without a norm: how many of its "
+        "columns LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as Llama's"
+    ]
+
+
+def _too_deep(passes: Passes, model_class: str) -> list[str]:
+    """``bitsandbytes::int8_linear_matmul`` takes no more (``backends/cuda/ops.py``)."""
+    if not passes.deep_inputs:
+        return []
+    return [
+        "LLM.int8 takes inputs of two or three dimensions; "
+        f"{model_class} gives {', '.join(passes.deep_inputs)} four"
+    ]
 
 
 def _head_dim(text: Any, hidden: int, heads: int) -> int:
@@ -204,6 +232,18 @@ def _blocks(model: Any, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
             )
         )
     return tuple(blocks)
+
+
+def _unquantised_bytes(model: Any, dtype: str) -> int:
+    """Of the matrices in the decoder layers."""
+    sizer = Sizer(model, dtype)
+    inside = {id(parameter) for layer in decoder_layers(model) for parameter in layer.parameters()}
+    sizes = [
+        sizer.size(name, parameter)
+        for name, parameter in model.named_parameters()
+        if id(parameter) in inside and parameter.ndim > 1
+    ]
+    return sum(size.in_memory for size in sizes if not size.transient)
 
 
 def _owner(name: str, parts: Mapping[str, object]) -> str:

@@ -164,12 +164,13 @@ def _fields(record: Architecture) -> dict[str, Any]:
 def _to_architecture(entry: dict[str, Any]) -> Architecture:
     blocks = tuple(Block(**block) for block in entry.pop("blocks"))
     passes = entry.pop("passes")
-    unknown = tuple(entry.pop("unknown"))
+    unknown, refused = tuple(entry.pop("unknown")), tuple(entry.pop("refused"))
     return Architecture(
         **entry,
         blocks=blocks,
         passes=None if passes is None else passes_from_json(passes),
         unknown=unknown,
+        refused=refused,
     )
 
 

@@ -18,7 +18,7 @@ from ..records.passes import Pass, Passes, Phase, Size
 from .formulas import Parts, UnclearError, formula
 from .kv import LayerKv
 from .meta import decoder_layers
-from .situations import run_pass
+from .situations import Ran, run_pass
 
 AS_LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 """With SDPA attention and without a sliding window."""
@@ -99,14 +99,27 @@ def _record_all(
     # One more, so that each kind's layer has a successor.
     _cut(model, min(len(kinds), max(first) + 2))
     names = set(quantised)
-    weights = {id(module.weight) for name, module in model.named_modules() if name in names}
+    weights = {
+        id(module.weight): name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if name in names
+    }
     longest = max_context or 1 << 20
     reached = sorted({c.window for c in caches if c.window is not None and c.window < longest})
     lengths = {False: _two_primes(2, min([LONGEST, longest, *(w - 1 for w in reached)]))}
     if reached:
         lengths[True] = _two_primes(reached[-1], 2 * reached[-1] + 8)
+    deep: set[str] = set()
+    bare: set[str] = set()
+
+    def run(phase: Phase, batched: bool, batch: int, tokens: int) -> Ran:
+        ran = run_pass(model, weights, phase, batch=batch, tokens=tokens, padded=batched)
+        deep.update(weights[weight] for weight, _, dimensions in ran.fed if dimensions > 3)
+        bare.update(weights[weight] for weight, tensor, _ in ran.fed if tensor in ran.hidden[:-1])
+        return ran
+
     recorded = [
-        _record(model, weights, first, phase, batched=batched, beyond=beyond, lengths=pair)
+        _record(run, first, phase, batched=batched, beyond=beyond, lengths=pair)
         for beyond, pair in lengths.items()
         for batched in (False, True)
         for phase in _PHASES
@@ -116,7 +129,13 @@ def _record_all(
             kept = any(step.op == "cache" for step in layer.steps)
             if kept != (one.phase != "probe" and caches[index].bytes_per_token > 0):
                 raise UnclearError("a layer keeps its cache in another way than the rest")
-    return Passes(kinds=tuple(kinds), window=min(reached, default=None), recorded=tuple(recorded))
+    return Passes(
+        kinds=tuple(kinds),
+        window=min(reached, default=None),
+        recorded=tuple(recorded),
+        deep_inputs=tuple(sorted(deep)),
+        bare_inputs=tuple(sorted(bare)),
+    )
 
 
 def _two_primes(above: int, most: int) -> tuple[int, int]:
@@ -178,8 +197,7 @@ def _cut(model: Any, count: int) -> None:
 
 
 def _record(
-    model: Any,
-    weights: Collection[int],
+    run: Callable[[Phase, bool, int, int], Ran],
     first: Sequence[int],
     phase: Phase,
     *,
@@ -190,8 +208,7 @@ def _record(
     """One situation, recorded twice and put together."""
     batches = BATCHES if batched else (1, 1)
     one, other = (
-        run_pass(model, weights, phase, batch=batch, tokens=tokens, padded=batched)
-        for batch, tokens in zip(batches, lengths, strict=True)
+        run(phase, batched, batch, tokens) for batch, tokens in zip(batches, lengths, strict=True)
     )
 
     def sized(a: int, b: int) -> Size:

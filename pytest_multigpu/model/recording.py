@@ -65,6 +65,8 @@ class Recording:
         self.truth = truth
         self.quantised = quantised
         self.most = most
+        self.fed: set[tuple[int, int, int]] = set()
+        """Of each quantised Linear: ``id`` of the weight, its input's number and dimensions."""
         self._known = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._alive: dict[int, int] = {}
         self._paused = False
@@ -121,6 +123,7 @@ class Recording:
 
     def linear(self, x: Any, weight: Any, rows: int, columns: int) -> Any:
         """A Linear that the tier quantises: its output, and a step that names its shape."""
+        self.fed.add((id(weight), self.tensor(x), x.dim()))
         x = x.contiguous()  # a copy is recorded where it is one
         with self.paused():
             out = torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=weight.device)

@@ -33,6 +33,8 @@ class Ran:
     inputs: list[list[int]] = field(default_factory=list)
     """Bytes of what else each layer gets."""
     logits_bytes: int = 0
+    fed: set[tuple[int, int, int]] = field(default_factory=set)
+    """As ``Recording.fed``."""
 
 
 def run_pass(
@@ -65,7 +67,7 @@ def run_pass(
             out = call()
             if phase != "probe":
                 ran.logits_bytes = int(out.logits.untyped_storage().nbytes())
-            ran.events = list(recording.events)
+            ran.events, ran.fed = list(recording.events), recording.fed
     finally:
         for hook in hooks:
             hook.remove()

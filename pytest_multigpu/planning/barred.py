@@ -34,17 +34,20 @@ def needed(architecture: Architecture) -> tuple[tuple[str, _Capability], ...]:
 
 def runs_on(capability: _Capability | None, architecture: Architecture) -> bool:
     """Whether a GPU can compute in that tier and dtype; an unknown one is let through."""
+    if architecture.refused:
+        return False
     return capability is None or all(capability >= least for _, least in needed(architecture))
 
 
 def why_barred(
     architecture: Architecture, cards: Mapping[int, Gpu], context_tokens: int
 ) -> tuple[str, ...]:
-    """A sentence for each kind of number that some GPU lacks, and one for too long a context.
+    """A sentence for what no GPU can run, for each kind of number that some GPU lacks, and for too
+    long a context.
 
     :param cards: the GPUs that the plan uses, by CUDA index.
     """
-    found = []
+    found = list(architecture.refused)
     for what, least in needed(architecture):
         lacking = [
             f"GPU {index} ({gpu.name}) has {_shown(gpu.capability)}"

@@ -111,10 +111,12 @@ class _Search:
             yield from self._shorter()
         if mended is None and plan.batch > 1 and self._has_room():
             yield from self._smaller_batch()
-        yield from self._other_numbers()
+        others = [*self._other_numbers()]
+        yield from others
         # Nothing needs to be rented or freed where no machine would do, or this one does.
         asked = bool(as_placed) and beyond_positions(plan.architecture, plan.context_tokens)
         mends = mended is not None or grown is not None
+        mends |= bool(plan.architecture.refused and others)
         if not mends and not asked and (more := self._more_gpus() or self._to_rent()):
             yield more
 
@@ -169,7 +171,10 @@ class _Search:
     def _other_numbers(self) -> Iterator[str]:
         """A lower tier, or float16 on cards without bfloat16."""
         tier = self.plan.architecture.tier
-        for lower in GPU_TIERS[GPU_TIERS.index(tier) + 1 :]:
+        lowers = GPU_TIERS[GPU_TIERS.index(tier) + 1 :]
+        if self.plan.architecture.refused:  # not for want of memory: a better one may do
+            lowers = tuple(other for other in GPU_TIERS if other != tier)
+        for lower in lowers:
             architecture = self.architectures.get(lower)
             other = None if architecture is None else self._spread(architecture)
             if other is not None:

@@ -91,6 +91,10 @@ class Passes:
     window: int | None
     """Tokens from which the passes differ (the smallest sliding window); None if they never do."""
     recorded: tuple[Pass, ...]
+    deep_inputs: tuple[str, ...] = ()
+    """Linears that 8 and 4 bit quantise and whose input has more than three dimensions."""
+    bare_inputs: tuple[str, ...] = ()
+    """Those that take the residual stream as it is, without a norm before them."""
 
     def find(self, phase: Phase, *, batch: int, tokens: int) -> Pass:
         """The pass for ``tokens`` of each sequence in the cache.
@@ -134,6 +138,8 @@ def passes_from_json(entry: dict[str, Any]) -> Passes:
             )
             for one in entry["recorded"]
         ),
+        deep_inputs=tuple(entry["deep_inputs"]),
+        bare_inputs=tuple(entry["bare_inputs"]),
     )
 
 

@@ -64,10 +64,16 @@ class Architecture:
     matrices of tokens x tokens; ``none`` without a KV cache."""
     repeats_kv_to_decode: bool = True
     """Whether masked attention repeats K and V for all query heads at one new token too."""
+    unquantised_bytes: int = 0
+    """Of the weights: matrices in the layers that 8 or 4 bit leaves in 16. transformers'
+    bitsandbytes integration replaces plain Linears only, so neither experts that are one tensor
+    nor Linears of a class of their own (Falcon's)."""
     passes: Passes | None = None
     """What its layers take, as the installed transformers runs them; None: as Llama's."""
     unknown: tuple[str, ...] = ()
     """What the plan cannot account for, a sentence each; empty for plain decoders."""
+    refused: tuple[str, ...] = ()
+    """Why no GPU can run it in this tier, a sentence each."""
 
     @property
     def parameters(self) -> int:

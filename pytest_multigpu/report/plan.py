@@ -12,7 +12,7 @@ Imports records and units.
 
 from __future__ import annotations
 
-from ..records.plan import LongestContext, Parts, Plan, auto_call
+from ..records.plan import Architecture, LongestContext, Parts, Plan, auto_call
 from ..units import GIB, gib
 from .tables import Line, block_list, table_lines
 from .words import columns, gib_cell, layers_text, shown_device
@@ -68,8 +68,8 @@ def plan_lines(plan: Plan, *, verbosity: int = 0) -> list[Line]:
     lines = [
         Line(
             f"{architecture.model} in {architecture.tier} ({kind}): "
-            f"{gib(plan.weights_bytes)} of weights, placement {plan.placement}, "
-            f"context {plan.context_tokens} tokens x {plan.batch}"
+            f"{gib(plan.weights_bytes)} of weights{_unquantised(architecture)}, "
+            f"placement {plan.placement}, context {plan.context_tokens} tokens x {plan.batch}"
         ),
         Line(""),
         Line(texts[0], ("bold",)),
@@ -89,6 +89,14 @@ def plan_lines(plan: Plan, *, verbosity: int = 0) -> list[Line]:
         lines.append(Line(f"auto places it like this with {auto_call(plan.max_memory)}"))
     lines.append(_conclusion(plan))
     return lines
+
+
+def _unquantised(architecture: Architecture) -> str:
+    """Where it is more than a router's: the tier saves less than its name says."""
+    kept = architecture.unquantised_bytes
+    if kept * 20 < architecture.weights_bytes:
+        return ""
+    return f" ({gib(kept)} of them stay in 16 bit: bitsandbytes takes plain Linears only)"
 
 
 def _conclusion(plan: Plan) -> Line:

@@ -19,10 +19,13 @@ from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import ResolvedModel
 from pytest_multigpu.model.kv import cache_argument
 from pytest_multigpu.planning.allocator import Allocator
+from pytest_multigpu.planning.barred import runs_on
 from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.forward import Forward
 from pytest_multigpu.planning.gpu import Gpu
+from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.recorded import Recorded, forward_of
+from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.passes import Phase
 from pytest_multigpu.records.plan import Architecture, Tier
 
@@ -269,6 +272,59 @@ def test_nothing_is_left_of_a_pass_but_its_cache() -> None:
             assert gpu.allocator.kv == (0 if probe else kept), family
             # Blocks are multiples of 512 bytes.
             assert 0 <= gpu.allocator.allocated - gpu.allocator.kv <= 6 * 512, family
+
+
+def test_what_the_linears_get_is_noted() -> None:
+    for family in FAMILIES:
+        passes_found = described(family).passes
+        assert passes_found is not None
+        # LLM.int8 refuses the one, and makes much of outliers in the other.
+        deep = ("kv_b_proj",) if family == "deepseek_v3" else ()
+        bare = {"olmo2": ("k_proj", "q_proj", "v_proj")}.get(family, ())
+        assert (passes_found.deep_inputs, passes_found.bare_inputs) == (deep, bare), family
+
+
+def test_int8_refuses_an_input_of_four_dimensions() -> None:
+    for tier in ("16bit", "4bit"):
+        assert described("deepseek_v3", tier).refused == ()
+    model = described("deepseek_v3", "8bit")
+    sentence = (
+        "LLM.int8 takes inputs of two or three dimensions; "
+        "DeepseekV3ForCausalLM gives kv_b_proj four"
+    )
+    assert model.refused == (sentence,)
+    plan = predict(
+        model,
+        {"": 0},
+        simulate("1xH100"),
+        context_tokens=64,
+        batch=1,
+        weights="synthetic",
+        placement="auto",
+    )
+    assert (plan.fits, plan.reasons) == (False, (sentence,))
+    assert not runs_on((9, 0), model)
+    assert not runs_on(None, model)
+
+
+def test_int8s_outliers_are_unknown_without_a_norm() -> None:
+    assert described("olmo2", "8bit").unknown == (
+        "k_proj, q_proj, v_proj take the residual stream without a norm: how many of its columns "
+        "LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as Llama's",
+    )
+    for tier in ("16bit", "4bit"):
+        assert described("olmo2", tier).unknown == ()
+    assert described("qwen3", "8bit").unknown == ()
+
+
+@pytest.mark.parametrize("tier", ["8bit", "4bit"])
+def test_experts_that_are_no_linears_are_counted(tier: Tier) -> None:
+    model = described("mixtral", tier)
+    experts = 3 * 4 * (2 * 640 * 256 + 256 * 640) * 2
+    router = 3 * 4 * 256 * 2
+    assert model.unquantised_bytes in (experts, experts + router)
+    assert described("mixtral").unquantised_bytes == 0
+    assert described("llama", tier).unquantised_bytes == 0
 
 
 def test_what_cannot_be_recorded_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

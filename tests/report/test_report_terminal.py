@@ -184,6 +184,19 @@ def test_plan() -> None:
     )
 
 
+def test_what_a_tier_leaves_in_16_bit() -> None:
+    def first(share: float) -> str:
+        model = plan().architecture
+        kept = replace(model, unquantised_bytes=int(model.weights_bytes * share))
+        return plan_lines(replace(plan(), architecture=kept))[0].text
+
+    assert first(0.9) == (
+        "llama-3.3-70b in 16bit (bfloat16): 131.4 GiB of weights (118.3 GiB of them stay in 16 "
+        "bit: bitsandbytes takes plain Linears only), placement auto, context 2048 tokens x 1"
+    )
+    assert "stay" not in first(0.04)
+
+
 def test_a_plan_that_does_not_fit() -> None:
     devices = list(plan().devices)
     devices[0] = replace(devices[0], limit_bytes=devices[0].peak_bytes - GIB)
