@@ -421,6 +421,17 @@ def predicted(device: DevicePlan, phase: str) -> int:
     }[phase]
 
 
+def hardware_of(machine: Machine, *, dry: bool) -> str:
+    """GPUs, driver and versions, in a line."""
+    name = machine.visible_gpus[0].name
+    if dry:
+        return machine.simulated or name
+    packages = ("torch", "transformers", "accelerate", "bitsandbytes")
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    grows = ", expandable segments" if machine.expandable_segments else ""
+    return f"{len(machine.visible)} x {name}, driver {machine.driver}, {versions}{grows}"
+
+
 def cases_of(
     counts: Sequence[int], machine: Machine, arguments: argparse.Namespace
 ) -> Iterator[Case]:
@@ -468,17 +479,9 @@ def main() -> int:
         print(machine.problem or "no GPU is visible", file=sys.stderr)
         return 1
     if arguments.again:
-        measured = json.loads(arguments.again.read_text())["hardware"].removesuffix(AGAIN)
-        hardware = measured + AGAIN
-    elif arguments.dry_run:
-        hardware = machine.simulated or machine.visible_gpus[0].name
+        hardware = json.loads(arguments.again.read_text())["hardware"].removesuffix(AGAIN) + AGAIN
     else:
-        packages = ("torch", "transformers", "accelerate", "bitsandbytes")
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-        names = machine.visible_gpus[0].name
-        hardware = f"{len(machine.visible)} x {names}, driver {machine.driver}, {versions}"
-        if machine.expandable_segments:
-            hardware += ", expandable segments"
+        hardware = hardware_of(machine, dry=arguments.dry_run)
     counts = [n for n in arguments.gpus or [1, 2, 4] if n <= len(machine.visible)]
     cases: list[Case] = []
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
