@@ -44,8 +44,7 @@ def rows_of(
     folder: Path, tier: Tier, machine: Machine, sizes: Sequence[Size], *, dry: bool
 ) -> Iterator[peaks.Case]:
     """All rows of one model and tier on the one visible GPU of ``machine``."""
-    # transformers builds models under settings of the whole process, so not in a thread of many.
-    architecture = peaks.in_own_process(described, str(folder), tier)
+    architecture = describe(resolve_config(str(folder)), tier=tier)
     for sentence in architecture.unknown:
         print(f"{folder.name} in {tier}: not accounted for: {sentence}", file=sys.stderr)
     told = False
@@ -61,10 +60,6 @@ def rows_of(
                 yield loading
                 told = True
             yield case
-
-
-def described(folder: str, tier: Tier) -> Architecture:
-    return describe(resolve_config(folder), tier=tier)
 
 
 def measured(

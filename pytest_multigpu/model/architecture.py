@@ -9,19 +9,32 @@ May import records, errors and its siblings.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UsageError
 from ..records.passes import Passes
 from ..records.plan import Architecture, Block, BlockKind, Tier
 from ..units import MIB, human_size
 from . import cache
-from .config import ResolvedModel
+from .config import OPTION, ResolvedModel
 from .kv import KvLayout, read_kv_layout
-from .meta import DTYPE_BYTES, MetaModel, build_meta_model, decoder_layers, new_meta_model
+from .meta import (
+    DTYPE_BYTES,
+    MetaModel,
+    build_meta_model,
+    decoder_layers,
+    new_meta_model,
+    one_line,
+)
 from .passes import AS_LLAMA, passes_of, quantised_in_layers, repeats_kv_to_decode
 from .sizes import Sizer
+
+_ALONE = threading.RLock()
+"""transformers builds a model under torch's default dtype, which is the whole process's: two
+threads at once made a Gemma's quantised weights twice as large, and the disk cache kept that."""
 
 
 def describe(
@@ -36,12 +49,21 @@ def describe(
 
     :param dtype: of what is not quantised, and of the KV cache.
     :param double_quant: 4 bit only: quantise the absmax statistics as well.
-    :raises UsageError: transformers cannot build a causal language model from the configuration.
+    :raises UsageError: transformers cannot build a causal language model from the configuration,
+        or one that is too unlike the others.
     """
 
     def compute() -> Architecture:
-        meta = build_meta_model(resolved, tier=tier, dtype=dtype, double_quant=double_quant)
-        return _describe(resolved, meta, tier=tier, dtype=dtype)
+        with _ALONE:
+            meta = build_meta_model(resolved, tier=tier, dtype=dtype, double_quant=double_quant)
+            try:
+                return _describe(resolved, meta, tier=tier, dtype=dtype)
+            except (AttributeError, TypeError, ValueError, LookupError) as error:
+                raise UsageError(
+                    f"{OPTION}: {resolved.name!r} is a {type(meta.model).__name__}, whose memory "
+                    f"cannot be planned: {one_line(error)}; choose a language model of plain "
+                    "decoder layers"
+                ) from error
 
     if not use_cache:
         return compute()
@@ -278,8 +300,10 @@ def _parts(model: Any) -> Iterator[_Part]:
         return "embedding" if "embedding" in class_name and "rotary" not in class_name else "other"
 
     def walk(prefix: str, module: Any) -> Iterator[_Part]:
-        for name, _ in module.named_parameters(recurse=False):
-            yield _Part(f"{prefix}{name}", "other")
+        # As accelerate's infer_auto_device_map: a buffer of its own needs a place, too.
+        for own in (module.named_parameters, module.named_buffers):
+            for name, _ in own(recurse=False):
+                yield _Part(f"{prefix}{name}", "other")
         for name, child in module.named_children():
             path = f"{prefix}{name}"
             inner = any(id(sub) in whole for sub in child.modules() if sub is not child)

@@ -82,7 +82,7 @@ def load_config(resolved: ResolvedModel) -> Any:
     except Exception as error:  # each config class checks its values in its own way
         raise UsageError(
             f"{OPTION}: transformers {version('transformers')} refuses the config.json of "
-            f"{resolved.name!r}: {_one_line(error)}; correct the value"
+            f"{resolved.name!r}: {one_line(error)}; correct the value"
         ) from error
 
 
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"
 
@@ -174,7 +174,7 @@ def new_meta_model(
     ) as error:
         raise UsageError(
             f"{OPTION}: transformers {version('transformers')} cannot build {cls.__name__} from "
-            f"the config.json of {resolved.name!r}: {_one_line(error)}; correct the value"
+            f"the config.json of {resolved.name!r}: {one_line(error)}; correct the value"
         ) from error
     return MetaModel(model=model, quantizer=quantizer, config=config)
 

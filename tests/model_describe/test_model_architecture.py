@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from pytest_multigpu.errors import LoadError, UsageError
+from pytest_multigpu.model import architecture
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import ResolvedModel, preset_config
+from pytest_multigpu.model.meta import build_meta_model
 from pytest_multigpu.presets import PRESETS
 from pytest_multigpu.records.plan import Tier
 
@@ -197,6 +201,22 @@ def test_a_configuration_that_cannot_be_built(change: dict[str, object], message
         describe(ResolvedModel(name="x", config_dict=config), tier="16bit")
 
 
+def test_a_model_that_cannot_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLT's configuration has no layers."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AttributeError("'BltConfig' object has no attribute 'num_hidden_layers'")
+
+    monkeypatch.setattr("pytest_multigpu.model.architecture.read_kv_layout", fail)
+    with pytest.raises(UsageError) as caught:
+        describe(preset_config("tiny-llama"), tier="16bit", use_cache=False)
+    assert str(caught.value) == (
+        "--gpu-model: 'tiny-llama' is a LlamaForCausalLM, whose memory cannot be planned: "
+        "AttributeError: 'BltConfig' object has no attribute 'num_hidden_layers'; choose a "
+        "language model of plain decoder layers"
+    )
+
+
 def test_a_broken_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(LoadError) as caught:
@@ -205,6 +225,29 @@ def test_a_broken_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
         "bitsandbytes cannot be imported (ModuleNotFoundError: import of bitsandbytes halted; "
         "None in sys.modules); reinstall it, or choose --gpu-tier=16bit"
     )
+
+
+def test_one_model_is_built_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads share torch's default dtype."""
+    building, most = [0], [0]
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        building[0] += 1
+        most[0] = max(most[0], building[0])
+        try:
+            time.sleep(0.05)
+            return build_meta_model(*args, **kwargs)
+        finally:
+            building[0] -= 1
+
+    monkeypatch.setattr(architecture, "build_meta_model", build)
+    resolved = preset_config("tiny-llama")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda _: describe(resolved, tier="16bit", use_cache=False), range(4))
+        )
+    assert most == [1]
+    assert all(one == found[0] for one in found)
 
 
 def test_an_unknown_dtype() -> None:
