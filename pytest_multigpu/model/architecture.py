@@ -300,10 +300,8 @@ def _parts(model: Any) -> Iterator[_Part]:
         return "embedding" if "embedding" in class_name and "rotary" not in class_name else "other"
 
     def walk(prefix: str, module: Any) -> Iterator[_Part]:
-        # As accelerate's infer_auto_device_map: a buffer of its own needs a place, too.
-        for own in (module.named_parameters, module.named_buffers):
-            for name, _ in own(recurse=False):
-                yield _Part(f"{prefix}{name}", "other")
+        for name, _ in module.named_parameters(recurse=False):
+            yield _Part(f"{prefix}{name}", "other")
         for name, child in module.named_children():
             path = f"{prefix}{name}"
             inner = any(id(sub) in whole for sub in child.modules() if sub is not child)

@@ -31,7 +31,11 @@ def observe(model: Any) -> Placement:
         for name, tensor, is_parameter in _own_tensors(module):
             where = _device_of(module, name, tensor)
             block = _block_of(module_name, layers_name)
-            blocks.setdefault(block, set()).add(where)
+            loose = block not in layer_of and module._modules
+            # No device map has a place for a loose buffer, such as GPT-BigCode's mask.
+            if is_parameter or not loose:
+                own = f"{block}.{name}".lstrip(".") if loose else block
+                blocks.setdefault(own, set()).add(where)
             if is_parameter and block in layer_of:
                 in_layers.setdefault(where, set()).add(layer_of[block])
             if id(tensor) in seen:
@@ -101,6 +105,7 @@ def _device_map(model: Any, blocks: dict[str, set[str]]) -> Iterator[tuple[str, 
         if len(places) == 1:
             yield block, next(iter(places))
             continue
+        # A loose tensor has one place, so this block is a module.
         for name, module in model.get_submodule(block).named_modules():
             inner = {_device_of(module, key, tensor) for key, tensor, _ in _own_tensors(module)}
             path = f"{block}.{name}" if name else block

@@ -41,6 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**SHAPE, "head_dim": 16, "sliding_window": 8},
     "phi3": SHAPE,
     "gpt2": {"vocab_size": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "gpt_bigcode": {"vocab_size": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "gpt_neox": SHAPE,
     "falcon": {**OLD_SHAPE, "multi_query": True, "new_decoder_architecture": False},
     "olmo2": SHAPE,

@@ -31,6 +31,23 @@ def test_int8_statistics_are_counted_after_the_first_forward_too(tiny: ResolvedM
     assert observe(loaded.model) == loaded.placement
 
 
+def test_a_loose_buffer_has_no_place_in_the_map() -> None:
+    """GPT-BigCode's mask: transformers' own maps have none for it either."""
+    config = {
+        "model_type": "gpt_bigcode",
+        "vocab_size": 300,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+    }
+    loaded = load_model(ResolvedModel(name="x", config_dict=config), tier="16bit", device_map=CPU)
+    planned = {block.name for block in loaded.architecture.blocks}
+    assert set(loaded.placement.device_map) == planned
+    (device,) = loaded.placement.devices
+    assert device.weights_bytes == loaded.architecture.weights_bytes + 64 * 64
+
+
 def test_one_entry_a_block_and_one_a_module_where_a_block_is_split(tiny: ResolvedModel) -> None:
     import torch
 
