@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_families import DEEPSEEK
 
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
@@ -126,24 +127,12 @@ def test_each_kind_of_remedy_in_words() -> None:
 def test_where_int8_refuses_a_model_other_tiers_are_offered(tmp_path: Path) -> None:
     """Not for want of memory, so a better tier comes first; nothing is rented for it."""
     config = {
+        **DEEPSEEK,
         "model_type": "deepseek_v3",
         "vocab_size": 300,
         "hidden_size": 256,
         "intermediate_size": 640,
-        "moe_intermediate_size": 192,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "num_experts_per_tok": 2,
-        "n_routed_experts": 8,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "q_lora_rank": 64,
-        "kv_lora_rank": 64,
-        "qk_rope_head_dim": 32,
-        "qk_nope_head_dim": 64,
-        "v_head_dim": 64,
         "max_position_embeddings": 512,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))

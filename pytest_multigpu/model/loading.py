@@ -23,7 +23,7 @@ from .placement import observe
 from .quantise import quantization_config
 from .safetensors_index import checkpoint_files, read_headers
 from .tokenizer import tokenizer_for
-from .torch_caches import devices_in_use
+from .torch_caches import devices_in_use, wait_for_devices
 from .torch_peaks import keep_open_peaks
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def load_model(
         assembled, info = _assemble(cls, config, options, checkpoint, filling)
         held.append(assembled)
         _check_complete(assembled, info, filling, checkpoint)
-        for index in devices_in_use():
-            _cuda().synchronize(index)
+        wait_for_devices()
         seconds = time.perf_counter() - started
         tokenizer = _tokenizer(assembled, checkpoint, filling)
         if architecture is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from live_bytes import peak_bytes
+from tiny_families import DEEPSEEK
 
 from pytest_multigpu.model import architecture, passes
 from pytest_multigpu.model.architecture import describe
@@ -72,21 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": SHAPE,
     "olmo2": SHAPE,
     "gpt_oss": {**WIDE_HEADS, **MOE, "num_local_experts": 4, "sliding_window": 64},
-    "deepseek_v3": {
-        **SHAPE,
-        **MOE,
-        "num_key_value_heads": 4,
-        "n_routed_experts": 8,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "q_lora_rank": 64,
-        "kv_lora_rank": 64,
-        "qk_rope_head_dim": 32,
-        "qk_nope_head_dim": 64,
-        "v_head_dim": 64,
-        "n_shared_experts": 1,
-    },
+    "deepseek_v3": {**SHAPE, **DEEPSEEK},
     "cohere": SHAPE,
 }
 EAGER = {"bloom", "gpt_oss"}

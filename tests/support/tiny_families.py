@@ -1,4 +1,4 @@
-"""Tiny models of families that keep their parts under other names, or in another order."""
+"""Tiny models of families whose parts have other names, another order or another kind."""
 
 from __future__ import annotations
 
@@ -24,6 +24,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # A norm without a weight.
     "olmo": {},
 }
+
+DEEPSEEK: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 192,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 64,
+}
+"""Latent attention and experts, of a deepseek_v3 of any width."""
 
 
 def family(kind: str, **fields: Any) -> Any:
