@@ -40,6 +40,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pytest_multigpu.decoders import decoder_of
 from pytest_multigpu.machine.torch_allocator import expandable_segments
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
@@ -173,7 +174,7 @@ def probe(loaded: Any, prompt: int, batch: int) -> None:
     layer = layers[default_layer(len(layers)) - 1]
     hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     tokens = torch.randint(10, 1000, (batch, prompt), device=loaded.input_device)
-    decoder = loaded.model.get_decoder()
+    decoder = decoder_of(loaded.model)
     more = padded_inputs(decoder, padding_mask(batch, prompt, loaded.input_device), prompt)
     try:
         with torch.no_grad():

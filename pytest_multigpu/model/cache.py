@@ -39,6 +39,7 @@ _RULES = (
     "recording.py",
     "situations.py",
     "sizes.py",
+    "../decoders.py",
     "../records/passes.py",
     "../planning/max_memory.py",  # read, not imported: what automap searches with
 )

@@ -2,7 +2,7 @@
 
 Both the byte count and the prediction of ``device_map="auto"`` look at this one object, built by
 the installed transformers' own steps and the installed quantiser. torch and transformers are
-imported inside the functions. May import errors, records and siblings.
+imported inside the functions. May import decoders, errors, records and siblings.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from ..decoders import decoder_of
 from ..errors import UsageError
 from ..importing import uncollected
 from ..records.plan import Tier
@@ -183,11 +184,8 @@ def decoder_layers(model: Any) -> list[Any]:
     """The longest ModuleList of the text decoder: its layers, in order."""
     import torch
 
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = [
-        module
-        for module in (decoder if decoder is not None else model).modules()
-        if isinstance(module, torch.nn.ModuleList)
+        module for module in decoder_of(model).modules() if isinstance(module, torch.nn.ModuleList)
     ]
     # Outer lists come first in modules(); a layer's own list of experts may be longer.
     return list(lists[0]) if lists else []

@@ -1,4 +1,4 @@
-"""The phases whose peaks a plan predicts, run for real. May import records and siblings.
+"""The phases whose peaks a plan predicts, run for real. May import decoders, records and siblings.
 
 Several sequences are of unequal lengths, as a game's are: only then transformers makes a padding
 mask, and the plan counts it.
@@ -10,6 +10,7 @@ import contextlib
 import inspect
 from typing import Any
 
+from ..decoders import decoder_of
 from ..records.model import PhasePeaks
 from ..records.probe import default_layer
 from .generation import chat_tokens
@@ -94,7 +95,7 @@ def _probe(loaded: LoadedModel, ids: Any, mask: Any) -> None:
 
     handle = layers[default_layer(len(layers)) - 1].register_forward_hook(keep)
     try:
-        decoder = loaded.model.get_decoder()
+        decoder = decoder_of(loaded.model)
         decoder(input_ids=ids, **padded_inputs(decoder, mask, ids.shape[1]), use_cache=False)
     finally:
         handle.remove()

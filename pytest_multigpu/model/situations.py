@@ -1,6 +1,6 @@
 """One pass of a model on the meta device, recorded: a prompt, a decode step or a probe's.
 
-torch and transformers are imported inside the functions. May import records and siblings.
+torch and transformers are imported inside the functions. May import decoders, records and siblings.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..decoders import decoder_of
 from ..records.passes import Phase
 from .kv import cache_argument
 from .meta import decoder_layers
@@ -116,7 +117,7 @@ def _prepared(
             recording.note("cache", 0)
             return found
 
-    runs = model.get_decoder() if phase == "probe" else model
+    runs = decoder_of(model) if phase == "probe" else model
     known = inspect.signature(runs.forward).parameters
 
     def inputs(new: int, total: int) -> dict[str, Any]:

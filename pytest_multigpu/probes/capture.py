@@ -2,8 +2,8 @@
 
 A hook is a plain ``torch.nn.Module`` forward hook: it runs after the dispatcher's own wrapper of
 ``forward``, sees what the next block will be given, and changes nothing. The decoder is called
-without the head, so that each activation stays where its block is. Imports errors; torch inside
-functions.
+without the head, so that each activation stays where its block is. Imports errors and decoders;
+torch inside functions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..decoders import decoder_of
 from ..errors import ScoringError, first_line
 from .probe import Probe, Site
 
@@ -89,7 +90,7 @@ def check_hidden_size(probe: Probe, layer: int, stream: torch.Tensor) -> None:
 def anatomy(model: Any) -> Anatomy:
     """:raises ScoringError: no embedding, no decoder layers or final norm of a known name, or
     hidden states that are counted otherwise."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = decoder_of(model)
     kind = type(model).__name__
     if model.config.model_type in _LATE:
         raise ScoringError(

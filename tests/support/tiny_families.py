@@ -23,6 +23,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": 8},
     # A norm without a weight.
     "olmo": {},
+    # Says that all of it is its decoder.
+    "llama4_text": {
+        "intermediate_size_mlp": 128,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 64,
+    },
 }
 
 DEEPSEEK: dict[str, Any] = {
