@@ -13,6 +13,7 @@ from pytest_multigpu.probes import observe as observing
 from pytest_multigpu.probes.alone import Alone
 from pytest_multigpu.probes.capture import anatomy, forward, watching
 from pytest_multigpu.probes.invariants import scored, ways
+from pytest_multigpu.probes.invariants.fit import fit_of
 from pytest_multigpu.probes.observe import differing, observe, read_boundaries
 from pytest_multigpu.probes.synthetic import synthetic_probe
 
@@ -34,6 +35,16 @@ def test_other_families_are_read_where_they_say(tokenizer: Any, kind: str) -> No
                 *(judge.judge_shift(one, FLOAT32) for one in ways.read_batches(alone)),
             ]
             assert [record for record in found if record.outcome != "passed"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [*((kind, {}) for kind in FAMILIES), ("opt", {"word_embed_proj_dim": HIDDEN // 2})],
+)
+def test_a_probe_is_as_wide_as_the_stream(kind: str, fields: dict[str, int]) -> None:
+    """OPT 350M's embeddings are narrower, and projected."""
+    found = fit_of(synthetic_probe(HIDDEN, 4), family(kind, **fields), kind)
+    assert (found.probe_hidden, found.model_hidden, found.model_layers) == (HIDDEN, HIDDEN, 4)
 
 
 @pytest.mark.parametrize("kind", ["llama", *FAMILIES])

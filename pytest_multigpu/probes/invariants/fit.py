@@ -27,7 +27,8 @@ def fit_of(probe: Probe, model: Any, name: str) -> ProbeFit:
     parts = anatomy(model)
     return ProbeFit(
         probe_hidden=probe.hidden_size,
-        model_hidden=int(parts.embedding.weight.shape[-1]),
+        # Not the embedding's width: OPT 350M's is projected to the stream's.
+        model_hidden=int(model.config.get_text_config(decoder=True).hidden_size),
         probe_layers=probe.layers,
         model_layers=parts.num_layers,
         probe_model=probe.model,
