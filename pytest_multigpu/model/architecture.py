@@ -146,12 +146,14 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
 
 def _outliers(passes: Passes) -> list[str]:
     """LLM.int8 multiplies a column of the input in 16 bit where one of its values exceeds 6, and
-    makes 16-bit copies of it and of its weights (``Linear8bitLt``'s ``threshold``)."""
+    makes 16-bit copies of it and of its weights (``Linear8bitLt``'s ``threshold``). Measured on two
+    H200s: an OLMo 2 32B, nearly all of whose columns are such, peaked at 22.4 GiB of 15.1."""
     if not passes.bare_inputs:
         return []
     return [
         f"{', '.join(passes.bare_inputs)} take the residual stream without a norm: how many of its "
-        "columns LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as Llama's"
+        "columns LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as Llama's; an "
+        "OLMo 2 32B took 7 GiB more"
     ]
 
 
