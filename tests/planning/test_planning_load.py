@@ -55,6 +55,9 @@ def test_a_layer_of_another_shape_is_cut_like_its_largest_linear(make_llama: Mak
     )
     assert tensor_sizes(model, experts) == [WIDE] * 100 + [99]
     assert tensor_sizes(model, replace(experts, load_transient_bytes=0)) == [WIDE * 100 + 99]
+    # Experts in one tensor stay in 16 bit: what is quantised is cut, they are one piece.
+    half = replace(experts, parameters=WIDE * 100, weights_bytes=WIDE * 50 + 2 * WIDE * 50)
+    assert tensor_sizes(model, half) == [WIDE] * 50 + [2 * WIDE * 50]
     # Smaller than its parameters suggest: one piece.
     assert tensor_sizes(model, replace(experts, weights_bytes=WIDE)) == [WIDE]
     assert tensor_sizes(model, replace(experts, weights_bytes=WIDE * 100)) == [WIDE] * 100
