@@ -115,7 +115,8 @@ def _record_all(
     def run(phase: Phase, batched: bool, batch: int, tokens: int) -> Ran:
         ran = run_pass(model, weights, phase, batch=batch, tokens=tokens, padded=batched)
         deep.update(weights[weight] for weight, _, dimensions in ran.fed if dimensions > 3)
-        bare.update(weights[weight] for weight, tensor, _ in ran.fed if tensor in ran.hidden[:-1])
+        streams = {tensor for tensor in ran.hidden[:-1] if tensor}  # 0 is none that was recorded
+        bare.update(weights[weight] for weight, tensor, _ in ran.fed if tensor in streams)
         return ran
 
     recorded = [

@@ -19,7 +19,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 192,  # about as far from a power of four as gpt-oss-20b's 2880
     "intermediate_size": 512,
-    "num_hidden_layers": 16,
+    "num_hidden_layers": 10,
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
     "head_dim": 64,
@@ -28,13 +28,17 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-MOE = {"num_experts_per_tok": 4, "intermediate_size": 192, "moe_intermediate_size": 96}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,
     "gemma2": {**SHAPE, "query_pre_attn_scalar": 72, "sliding_window": 64},
     "olmo2": SHAPE,
-    "gpt_oss": {**SHAPE, **MOE, "num_local_experts": 16, "sliding_window": 64},
-    "qwen3_moe": {**SHAPE, **MOE, "num_experts": 32},
+    "gpt_oss": {
+        **SHAPE,
+        "intermediate_size": 192,
+        "num_experts_per_tok": 4,
+        "num_local_experts": 16,
+        "sliding_window": 64,
+    },
 }
 TOKENS = 64
 
@@ -72,9 +76,9 @@ def test_rounding_stays_small(family: str, load: Callable[[str], Any]) -> None:
     for layer in loaded.decoder_layers:
         layer.register_forward_hook(disturb)
     change = (last_hidden() - plain).norm() / plain.norm()
-    # At most 0.035. Scales of up to twice that gave gpt-oss 0.46 and Llama 0.064, norms of two
-    # where one was meant Gemma 2 0.14, experts as wide as the rest gpt-oss 0.25.
-    assert 0.002 < change.item() < 0.06
+    # At most 0.027. Scales of up to twice that gave gpt-oss 0.28 and the others 0.054, norms of two
+    # where one was meant Gemma 2 0.083, experts as wide as the rest gpt-oss 0.18.
+    assert 0.002 < change.item() < 0.05
 
 
 def test_norms_that_add_one_start_at_zero(load: Callable[[str], Any]) -> None:
