@@ -23,10 +23,11 @@ def _only_our_plugins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in OTHERS))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True, scope="session")
 def heavy_modules() -> None:
     """torch, transformers and bitsandbytes, as runs with a model or a plan import them: those that
-    an inner run imports are forgotten, and torch's operators cannot be registered twice."""
+    an inner run imports are forgotten, and torch's C part cannot be imported twice. A run whose
+    plan is in no cache imports them, whatever it is about."""
     from pytest_multigpu.errors import LoadError
     from pytest_multigpu.model.bitsandbytes_import import import_bitsandbytes
     from pytest_multigpu.options import CPU_MODEL, Settings

@@ -15,8 +15,6 @@ from benchmarks.fault_files import checkpoint
 from pytest_multigpu.probes.formats import save_probe
 from pytest_multigpu.probes.synthetic import synthetic_probe
 
-pytestmark = pytest.mark.usefixtures("heavy_modules")
-
 CHECK = (
     Path(__file__).parents[2]
     / "pytest_multigpu"

@@ -17,7 +17,6 @@ CHECKS = Path(__file__).parents[2] / "pytest_multigpu" / "checks"
 GENERATION, PROBE = "test_generation.py", "test_probe_scoring.py"
 CACHED = f"{PROBE}::test_cached_generation"
 
-pytestmark = pytest.mark.usefixtures("heavy_modules")
 
 Outcomes = Callable[..., "dict[str, str]"]
 
