@@ -32,7 +32,7 @@ from .meta import (
 from .passes import AS_LLAMA, passes_of, quantised_in_layers, repeats_kv_to_decode
 from .sizes import Sizer
 
-_ALONE = threading.RLock()
+_ALONE = threading.Lock()
 """transformers builds a model under torch's default dtype, which is the whole process's: two
 threads at once made a Gemma's quantised weights twice as large, and the disk cache kept that."""
 
@@ -116,8 +116,7 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         unknown.append(
             f"the model has {human_size(buffer_bytes)} of buffers, which the plan leaves out"
         )
-    blocks = _blocks(model, dtype, kv)
-    kept = _unquantised_bytes(model, dtype) if tier in ("8bit", "4bit") else 0
+    blocks = _blocks(meta, dtype, kv)
     hidden = int(text.hidden_size)
     # Attention-free models have no such key; their KV cache is reported as unknown above.
     heads = int(getattr(text, "num_attention_heads", None) or 1)
@@ -137,7 +136,6 @@ def _describe(resolved: ResolvedModel, meta: MetaModel, *, tier: Tier, dtype: st
         max_context=_max_context(text, context),
         attention=attention if kv.heads else "none",
         repeats_kv_to_decode=repeats_kv_to_decode(),
-        unquantised_bytes=kept,
         passes=passes,
         unknown=tuple(unknown),
         refused=tuple(refused),
@@ -216,14 +214,18 @@ class _Sums:
     parameters: int = 0
     weights_bytes: int = 0
     load_transient_bytes: int = 0
+    quantised_parameters: int = 0
+    unquantised_bytes: int = 0
     tied_to: str | None = None
     names: list[str] = field(default_factory=list)
 
 
-def _blocks(model: Any, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
+def _blocks(meta: MetaModel, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
+    model = meta.model
     parts = list(_parts(model))
     tied = _tied_parameters(model)
     sums = {part.name: _Sums() for part in parts}
+    layers = {part.name for part in parts if part.kind == "layer"}
     sizer = Sizer(model, dtype)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = _owner(name, sums)
@@ -238,6 +240,10 @@ def _blocks(model: Any, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
         entry.parameters += parameter.numel()
         entry.weights_bytes += size.in_memory
         entry.load_transient_bytes = max(entry.load_transient_bytes, size.transient)
+        if size.transient:
+            entry.quantised_parameters += parameter.numel()
+        elif meta.quantizer is not None and owner in layers and parameter.ndim > 1:
+            entry.unquantised_bytes += size.in_memory
     blocks = []
     for part in parts:
         entry = sums[part.name]
@@ -250,24 +256,14 @@ def _blocks(model: Any, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
                 parameters=entry.parameters,
                 weights_bytes=entry.weights_bytes,
                 load_transient_bytes=entry.load_transient_bytes,
+                quantised_parameters=entry.quantised_parameters,
+                unquantised_bytes=entry.unquantised_bytes,
                 kv_bytes_per_token=cached.bytes_per_token if cached else 0,
                 kv_window=cached.window if cached else None,
                 tied_to=entry.tied_to,
             )
         )
     return tuple(blocks)
-
-
-def _unquantised_bytes(model: Any, dtype: str) -> int:
-    """Of the matrices in the decoder layers."""
-    sizer = Sizer(model, dtype)
-    inside = {id(parameter) for layer in decoder_layers(model) for parameter in layer.parameters()}
-    sizes = [
-        sizer.size(name, parameter)
-        for name, parameter in model.named_parameters()
-        if id(parameter) in inside and parameter.ndim > 1
-    ]
-    return sum(size.in_memory for size in sizes if not size.transient)
 
 
 def _owner(name: str, parts: Mapping[str, object]) -> str:

@@ -18,8 +18,6 @@ from .linears import DTYPE_BYTES
 TABLE_VALUES = 8 * 8_388_593
 """Synthesised weights are slices of a table of that many values, which a GPU holds meanwhile
 (``PERIOD`` in ``model/synthetic.py``)."""
-BYTES_QUANTISED = {"8bit": 1.0, "4bit": 1 / 2 + 4 / 64}
-"""Of an element of a quantised Linear; nf4 with its fp32 absmax per 64."""
 SLOTS = 2
 """Buffers per GPU that read tensors wait in to be quantised (``SLOTS`` in ``model/reader.py``)."""
 
@@ -97,14 +95,6 @@ def _linears(architecture: Architecture, block: Block) -> list[int]:
     shapes = [hidden * inter] * 3 + [hidden * kv, hidden * query, hidden * query, hidden * kv]
     if 0 <= block.parameters - sum(shapes) <= 16 * (hidden + inter + query):
         return shapes
-    size = DTYPE_BYTES[architecture.dtype]
-    largest = block.load_transient_bytes // size
-    if not largest:
-        return []
-    # Of the others (experts in one tensor) every element has ``size`` bytes still.
-    quantised = (block.parameters * size - block.weights_bytes) / (
-        size - BYTES_QUANTISED[architecture.tier]
-    )
-    # Norms and LLM.int8's scales take a little of what would make a whole one.
-    count = int(quantised / largest + 0.1)
-    return [largest] * max(1, min(count, block.parameters // largest))
+    largest = block.load_transient_bytes // DTYPE_BYTES[architecture.dtype]
+    # Experts in one tensor are no Linears: they stay in 16 bit.
+    return [largest] * (block.quantised_parameters // largest) if largest else []

@@ -30,6 +30,10 @@ class Block:
     (absmax, SCB), what stays 16-bit, and persistent or plain buffers."""
     load_transient_bytes: int = 0
     """Largest 16-bit tensor of this block that is on its GPU while it is quantised; 0 in 16 bit."""
+    quantised_parameters: int = 0
+    """Of ``parameters``: what is quantised; 0 in 16 bit."""
+    unquantised_bytes: int = 0
+    """Of ``weights_bytes``: a layer's matrices that 8 or 4 bit leaves in 16."""
     kv_bytes_per_token: int = 0
     """KV cache of one token of one sequence, at the model's dtype."""
     kv_window: int | None = None
@@ -64,10 +68,6 @@ class Architecture:
     matrices of tokens x tokens; ``none`` without a KV cache."""
     repeats_kv_to_decode: bool = True
     """Whether masked attention repeats K and V for all query heads at one new token too."""
-    unquantised_bytes: int = 0
-    """Of the weights: matrices in the layers that 8 or 4 bit leaves in 16. transformers'
-    bitsandbytes integration replaces plain Linears only, so neither experts that are one tensor
-    nor Linears of a class of their own (Falcon's)."""
     passes: Passes | None = None
     """What its layers take, as the installed transformers runs them; None: as Llama's."""
     unknown: tuple[str, ...] = ()
@@ -82,6 +82,13 @@ class Architecture:
     @property
     def weights_bytes(self) -> int:
         return sum(block.weights_bytes for block in self.blocks)
+
+    @property
+    def unquantised_bytes(self) -> int:
+        """Of the weights: matrices in the layers that 8 or 4 bit leaves in 16. transformers'
+        bitsandbytes integration replaces plain Linears only, so neither experts that are one tensor
+        nor Linears of a class of their own (Falcon's)."""
+        return sum(block.unquantised_bytes for block in self.blocks)
 
 
 DeviceMap = Mapping[str, "int | str"]

@@ -67,6 +67,7 @@ def llama(
                 parameters=weights + 2 * hidden,
                 weights_bytes=layer_bytes + 2 * hidden * size,
                 load_transient_bytes=0 if tier in ("16bit", "cpu") else largest * size,
+                quantised_parameters=0 if tier in ("16bit", "cpu") else weights,
                 kv_bytes_per_token=2 * kv * size,
             )
             for i in range(layers)

@@ -52,12 +52,16 @@ def test_a_layer_of_another_shape_is_cut_like_its_largest_linear(make_llama: Mak
         parameters=WIDE * 100 + 7,
         weights_bytes=WIDE * 100 + 99,
         load_transient_bytes=WIDE * 2,
+        quantised_parameters=WIDE * 100,
     )
     assert tensor_sizes(model, experts) == [WIDE] * 100 + [99]
     assert tensor_sizes(model, replace(experts, load_transient_bytes=0)) == [WIDE * 100 + 99]
     # Experts in one tensor stay in 16 bit: what is quantised is cut, they are one piece.
-    half = replace(experts, parameters=WIDE * 100, weights_bytes=WIDE * 50 + 2 * WIDE * 50)
+    half = replace(experts, quantised_parameters=WIDE * 50, weights_bytes=WIDE * 50 + 2 * WIDE * 50)
     assert tensor_sizes(model, half) == [WIDE] * 50 + [2 * WIDE * 50]
+    # Smaller Linears are left together.
+    mixed = replace(experts, quantised_parameters=WIDE * 99 + WIDE - 1)
+    assert tensor_sizes(model, mixed) == [WIDE] * 99 + [WIDE + 99]
     # Smaller than its parameters suggest: one piece.
     assert tensor_sizes(model, replace(experts, weights_bytes=WIDE)) == [WIDE]
     assert tensor_sizes(model, replace(experts, weights_bytes=WIDE * 100)) == [WIDE] * 100

@@ -311,6 +311,9 @@ def test_experts_that_are_no_linears_are_counted(tier: Tier) -> None:
     experts = 3 * 4 * (2 * 640 * 256 + 256 * 640) * 2
     router = 3 * 4 * 256 * 2
     assert model.unquantised_bytes == experts + router
+    attention = 3 * (2 * 256 * 256 + 2 * 128 * 256)
+    assert sum(block.quantised_parameters for block in model.blocks) == attention
+    assert sum(block.quantised_parameters for block in described("mixtral").blocks) == 0
     assert described("mixtral").unquantised_bytes == 0
     assert described("llama", tier).unquantised_bytes == 0
 

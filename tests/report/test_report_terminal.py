@@ -187,8 +187,11 @@ def test_plan() -> None:
 def test_what_a_tier_leaves_in_16_bit() -> None:
     def first(share: float) -> str:
         model = plan().architecture
-        kept = replace(model, unquantised_bytes=int(model.weights_bytes * share))
-        return plan_lines(replace(plan(), architecture=kept))[0].text
+        kept = tuple(
+            replace(block, unquantised_bytes=int(block.weights_bytes * share))
+            for block in model.blocks
+        )
+        return plan_lines(replace(plan(), architecture=replace(model, blocks=kept)))[0].text
 
     assert first(0.9) == (
         "llama-3.3-70b in 16bit (bfloat16): 131.4 GiB of weights (118.3 GiB of them stay in 16 "
