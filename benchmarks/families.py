@@ -3,12 +3,14 @@
     python benchmarks/families.py --out results/peaks-families
     python benchmarks/families.py --only gemma,mixtral --tiers 4bit --sizes 2048x8
     python benchmarks/families.py --dry-run --simulate 1xH100     # predictions only, no GPU
+    python benchmarks/families.py --again results/peaks-families.json --simulate 1xH200 --out FILE
     python benchmarks/families.py --write DIR                     # a folder each, for --gpu-model
 
 The shapes are those of published models (``family_configs.py``), the weights are synthesised. Each
 row is measured as ``peaks.py`` does, by a process of its own, on a GPU that nothing else uses
 meanwhile; the visible GPUs work side by side. Written after every model and tier to ``OUT.json``
-and ``OUT.md``.
+and ``OUT.md``, by a dry run only where ``--out`` names one. ``--again`` measures nothing: it puts
+the predictions of this commit beside peaks measured earlier.
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import peaks
 from family_configs import CONFIGS
+from peak_table import Case, read_cases, read_hardware, row, write
 
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
-from pytest_multigpu.units import MIB, gib
 
 Size = tuple[int, int]
 """Context in tokens and batch."""
@@ -42,7 +44,7 @@ PLACED: DeviceMap = {"": 0}
 
 def rows_of(
     folder: Path, tier: Tier, machine: Machine, sizes: Sequence[Size], *, dry: bool
-) -> Iterator[peaks.Case]:
+) -> Iterator[Case]:
     """All rows of one model and tier on the one visible GPU of ``machine``."""
     architecture = describe(resolve_config(str(folder)), tier=tier)
     for sentence in architecture.unknown:
@@ -69,15 +71,15 @@ def measured(
     plan: Plan,
     placed: DeviceMap,
     phase: str,
-) -> tuple[peaks.Case, peaks.Case]:
+) -> tuple[Case, Case]:
     """``peaks.measured`` on that GPU, whichever of the visible ones it is."""
     os.environ["CUDA_VISIBLE_DEVICES"] = machine.visible_gpus[0].uuid
     return peaks.measured(folder, architecture, machine, plan, placed, phase)
 
 
-def not_run(tier: Tier, plan: Plan, phase: str) -> peaks.Case:
+def not_run(tier: Tier, plan: Plan, phase: str) -> Case:
     device = plan.devices[0]
-    return peaks.Case(
+    return Case(
         tier=tier,
         gpus=1,
         context_tokens=plan.context_tokens,
@@ -89,33 +91,6 @@ def not_run(tier: Tier, plan: Plan, phase: str) -> peaks.Case:
     )
 
 
-def table(rows: Sequence[tuple[str, peaks.Case]], hardware: str) -> str:
-    lines = [
-        f"# Predicted and measured peaks of models unlike Llama: {hardware}",
-        "",
-        "One GPU each. Within: 2% of the measured peak or 256 MiB, the larger.",
-        "",
-        "| model | tier | context | batch | phase | predicted | measured | error | within |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, case in rows:
-        head = (
-            f"| {name} | {case.tier} | {case.context_tokens} | {case.batch} | {case.phase} "
-            f"| {gib(case.predicted_bytes, 2)} "
-        )
-        if case.outcome != "measured":
-            lines.append(f"{head}| {case.outcome} | | |")
-            continue
-        lines.append(
-            f"{head}| {gib(case.measured_bytes, 2)} | {case.error_bytes / MIB:+.0f} MiB "
-            f"| {'yes' if case.within else 'NO'} |"
-        )
-    seen = [case for _, case in rows if case.outcome == "measured"]
-    if seen:
-        lines += ["", f"{sum(case.within for case in seen)} of {len(seen)} within."]
-    return "\n".join(lines) + "\n"
-
-
 def write_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
     folders = {}
     for name in names:
@@ -125,11 +100,19 @@ def write_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
+def predicted_again(
+    folders: dict[str, Path], machine: Machine, cases: Sequence[Case]
+) -> Iterator[Case]:
+    for name, folder in folders.items():
+        mine = [case for case in cases if case.model == name]
+        yield from peaks.predicted_again(mine, machine, str(folder))
+
+
 def run(
     folders: dict[str, Path], machine: Machine, hardware: str, arguments: argparse.Namespace
-) -> list[tuple[str, peaks.Case]]:
+) -> list[Case]:
     """Every model and tier; each visible GPU takes the next."""
-    rows: dict[tuple[str, str], list[peaks.Case]] = {}
+    rows: dict[tuple[str, str], list[Case]] = {}
     free, lock = list(machine.visible), threading.Lock()
 
     def one(work: tuple[str, Tier]) -> None:
@@ -137,23 +120,25 @@ def run(
         with lock:
             index = free.pop()
         own = replace(machine, visible=(index,))
-        cases: list[peaks.Case] = []
         found = rows_of(folders[name], tier, own, arguments.sizes, dry=arguments.dry_run)
+        cases: list[Case] = []
         try:
             cases.extend(found)
         except Exception as error:  # one model's failure is a row; the others go on
             why = f"FAILED: {type(error).__name__}: {error}".splitlines()[0]
-            row = peaks.Case(tier=tier, gpus=1, context_tokens=0, batch=0, phase="all", outcome=why)
-            cases.append(row)
+            cases.append(
+                Case(tier=tier, gpus=1, context_tokens=0, batch=0, phase="all", outcome=why)
+            )
         with lock:
             free.append(index)
-            rows[name, tier] = cases
-            print(table([(name, case) for case in cases], "").split("\n", 6)[6], flush=True)
-            write(in_order(), hardware, arguments.out)
+            rows[name, tier] = [replace(case, model=name) for case in cases]
+            print(*map(row, rows[name, tier]), sep="\n", flush=True)
+            if arguments.out:
+                write(in_order(), hardware, arguments.out)
 
-    def in_order() -> list[tuple[str, peaks.Case]]:
+    def in_order() -> list[Case]:
         return [
-            (name, case)
+            case
             for name in folders
             for tier in arguments.tiers
             for case in rows.get((name, tier), [])
@@ -163,17 +148,6 @@ def run(
     with ThreadPoolExecutor(len(free)) as pool:
         list(pool.map(one, works))
     return in_order()
-
-
-def write(rows: Sequence[tuple[str, peaks.Case]], hardware: str, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    found = [
-        {"model": name, **asdict(case), "error_bytes": case.error_bytes, "within": case.within}
-        for name, case in rows
-    ]
-    text = json.dumps({"hardware": hardware, "cases": found}, indent=1)
-    out.with_suffix(".json").write_text(text + "\n")
-    out.with_suffix(".md").write_text(table(rows, hardware))
 
 
 def main() -> int:
@@ -189,11 +163,16 @@ def main() -> int:
     parser.add_argument("--only", type=texts, default=[""], help="models whose name starts so")
     parser.add_argument("--tiers", type=texts, default=["16bit", "8bit", "4bit"])
     parser.add_argument("--sizes", type=sizes, default=[(2048, 1), (2048, 8), (8192, 1)])
-    parser.add_argument("--out", type=Path, default=Path("results/peaks-families"))
+    parser.add_argument(
+        "--out", type=Path, help="default, except in a dry run: results/peaks-families"
+    )
+    parser.add_argument("--again", type=Path, help="predict anew beside what that file measured")
     parser.add_argument("--dry-run", action="store_true", help="predictions only")
     parser.add_argument("--simulate", help="a machine that isn't there, with --dry-run")
     parser.add_argument("--write", type=Path, help="write the folders there, and nothing else")
     arguments = parser.parse_args()
+    if not arguments.out and not arguments.dry_run:
+        arguments.out = Path("results/peaks-families")
     names = [name for name in CONFIGS if name.startswith(tuple(arguments.only))]
     if arguments.write:
         for folder in write_folders(arguments.write, names).values():
@@ -208,18 +187,19 @@ def main() -> int:
     if not machine.visible:
         print(machine.problem or "no GPU is visible", file=sys.stderr)
         return 1
-    hardware = peaks.hardware_of(machine, dry=arguments.dry_run)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
-        rows = run(write_folders(Path(root), names), machine, hardware, arguments)
-    print(f"{time.monotonic() - started:.0f} s; {arguments.out.with_suffix('.md')}")
-    wrong = ("OUT OF", "FAILED")
-    return int(
-        any(
-            not case.within if case.outcome == "measured" else case.outcome.startswith(wrong)
-            for _, case in rows
-        )
-    )
+        folders = write_folders(Path(root), names)
+        if arguments.again:
+            hardware = read_hardware(arguments.again).removesuffix(peaks.AGAIN) + peaks.AGAIN
+            cases = list(predicted_again(folders, machine, read_cases(arguments.again)))
+            print(*map(row, cases), sep="\n")
+            write(cases, hardware, arguments.out)
+        else:
+            hardware = peaks.hardware_of(machine, dry=arguments.dry_run)
+            cases = run(folders, machine, hardware, arguments)
+    print(f"{time.monotonic() - started:.0f} s; {arguments.out or 'nothing written'}")
+    return int(any(case.wrong for case in cases))
 
 
 if __name__ == "__main__":

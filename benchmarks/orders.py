@@ -19,6 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 import peaks
+from peak_table import Case, read_cases
 
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
@@ -31,7 +32,7 @@ from pytest_multigpu.units import MIB
 ADDRESSES = 1 << 60
 
 
-def outcomes(case: peaks.Case, model: str, machine: Machine, orders: int) -> Counter[int]:
+def outcomes(case: Case, model: str, machine: Machine, orders: int) -> Counter[int]:
     """Predicted less measured in MiB, and in how many orders."""
     architecture = describe(resolve_config(model), tier=case.tier)  # type: ignore[arg-type]
     own = peaks.first_gpus(machine, case.gpus)
@@ -64,9 +65,7 @@ def main() -> int:
     machine = simulate(arguments.simulate)
     cases = [
         case
-        for case in peaks.predicted_again(
-            peaks.read_cases(arguments.measured), machine, arguments.model
-        )
+        for case in peaks.predicted_again(read_cases(arguments.measured), machine, arguments.model)
         if case.outcome == "measured" and abs(case.error_bytes) > arguments.beyond * MIB
     ]
     lines = [

@@ -14,8 +14,9 @@ takes them to be. Measured is the largest NVML ``used`` in the phase, so nothing
 the GPUs; ``--beside`` runs smaller numbers of GPUs side by side, each on its own. A case that the
 plan refuses is not run; one that would take longer than ``--seconds`` by a rough estimate neither:
 both are listed as such. The cheapest come first. Written after every case to ``OUT.json`` and
-``OUT.md``. With ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` in the environment, all of it
-is about that allocator.
+``OUT.md``, by a dry run only where ``--out`` names one.
+With ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`` in the environment, all of it is about
+that allocator.
 ``--again`` measures nothing: it puts the predictions of this commit beside peaks measured earlier,
 of the GPU that was the worst one then.
 """
@@ -25,7 +26,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import subprocess
@@ -35,10 +35,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from peak_table import Case, constants, read_cases, read_hardware, row, write
 
 from pytest_multigpu.decoders import decoder_of
 from pytest_multigpu.machine.torch_allocator import expandable_segments
@@ -51,7 +52,7 @@ from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Architecture, DevicePlan, Plan, Tier
 from pytest_multigpu.records.probe import default_layer
-from pytest_multigpu.units import MIB, gib
+from pytest_multigpu.units import MIB
 
 PHASES = ("generate", "probe")
 PRELOAD = ["transformers.models.llama.modeling_llama", "pytest_multigpu.model.loading"]
@@ -62,34 +63,6 @@ STEPS = 8
 AGAIN = "; measured earlier, predicted by this commit"
 FLOPS = {"16bit": 4e14, "8bit": 1e14, "4bit": 3e14}
 """A second, on one H100, for the time estimate only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One row: the worst GPU (by error beyond tolerance) of one phase."""
-
-    tier: str
-    gpus: int
-    context_tokens: int
-    batch: int
-    phase: str
-    outcome: str
-    """``measured``, or why not."""
-    gpu: int | None = None
-    predicted_bytes: int = 0
-    measured_bytes: int = 0
-    reserved_bytes: int = 0
-    """``torch.cuda.max_memory_reserved``; what NVML shows beyond it is outside the allocator."""
-    allocated_bytes: int = 0
-
-    @property
-    def error_bytes(self) -> int:
-        return self.predicted_bytes - self.measured_bytes
-
-    @property
-    def within(self) -> bool:
-        """Within 2% or 256 MiB, whichever is larger."""
-        return abs(self.error_bytes) <= max(256 * MIB, self.measured_bytes * 2 // 100)
 
 
 class UsedMemory:
@@ -351,52 +324,6 @@ def run_beside(
             yield from cases
 
 
-def table(cases: list[Case], hardware: str) -> str:
-    """Markdown: one line a case and phase, then the constants that the measurements suggest."""
-    lines = [
-        f"# Predicted and measured peaks: {hardware}",
-        "",
-        "Worst GPU of each case. Within: 2% of the measured peak or 256 MiB, the larger.",
-        "",
-        "| tier | GPUs | context | batch | phase | GPU | predicted | measured | error | within |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for case in cases:
-        head = f"| {case.tier} | {case.gpus} | {case.context_tokens} | {case.batch} "
-        if case.outcome != "measured":
-            size = gib(case.predicted_bytes, 2) if case.predicted_bytes else ""
-            lines.append(f"{head}| | {case.gpu} | {size} | {case.outcome} | | |")
-            continue
-        lines.append(
-            f"{head}| {case.phase} | {case.gpu} | {gib(case.predicted_bytes, 2)} "
-            f"| {gib(case.measured_bytes, 2)} | {case.error_bytes / MIB:+.0f} MiB "
-            f"| {'yes' if case.within else 'NO'} |"
-        )
-    measured = [case for case in cases if case.outcome == "measured"]
-    outside = {
-        phase: [c.measured_bytes - c.reserved_bytes for c in measured if c.phase == phase]
-        for phase in ("load", "generate")
-    }
-    if outside["load"] and outside["generate"]:
-        load, after = (median(outside[phase]) / MIB for phase in ("load", "generate"))
-        lines += [
-            "",
-            f"Outside torch's allocator: {load:.0f} MiB after loading, {after:.0f} MiB after "
-            f"generating. costs.py: context_bytes = {load:.0f} MiB, "
-            f"module_bytes = {after - load:.0f} MiB.",
-            "",
-            f"{sum(c.within for c in measured)} of {len(measured)} within.",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def read_cases(path: Path) -> list[Case]:
-    """Of an ``OUT.json``; what is computed from the rest is left out."""
-    known = {field.name for field in fields(Case)}
-    rows = json.loads(path.read_text())["cases"]
-    return [Case(**{k: v for k, v in row.items() if k in known}) for row in rows]
-
-
 def predicted_again(cases: Sequence[Case], machine: Machine, model: str) -> Iterator[Case]:
     """The same measurements beside this commit's predictions."""
     resolved = resolve_config(model)
@@ -441,7 +368,7 @@ def cases_of(
         yield from predicted_again(read_cases(arguments.again), machine, arguments.model)
         return
     groups = [(tier, count) for count in counts for tier in arguments.tiers]
-    if arguments.beside:
+    if arguments.beside and not arguments.dry_run:
         yield from run_beside(groups, machine, arguments)
         return
     resolved = resolve_config(arguments.model)
@@ -462,12 +389,14 @@ def main() -> int:
     parser.add_argument("--contexts", type=numbers, default=[128, 2048, 8192, 32768])
     parser.add_argument("--batches", type=numbers, default=[1, 8])
     parser.add_argument("--seconds", type=float, default=60.0, help="skip slower cases")
-    parser.add_argument("--out", type=Path, default=Path("results/peaks"))
+    parser.add_argument("--out", type=Path, help="default: results/peaks, or none if dry")
     parser.add_argument("--beside", action="store_true", help="runs side by side, on GPUs each")
     parser.add_argument("--again", type=Path, help="predict anew beside what that file measured")
     parser.add_argument("--dry-run", action="store_true", help="predictions only")
     parser.add_argument("--simulate", help="a machine that isn't there, with --dry-run")
     arguments = parser.parse_args()
+    if not arguments.out and not arguments.dry_run:
+        arguments.out = Path("results/peaks")
 
     if arguments.simulate:
         grows = expandable_segments(os.environ)
@@ -480,27 +409,20 @@ def main() -> int:
         print(machine.problem or "no GPU is visible", file=sys.stderr)
         return 1
     if arguments.again:
-        hardware = json.loads(arguments.again.read_text())["hardware"].removesuffix(AGAIN) + AGAIN
+        hardware = read_hardware(arguments.again).removesuffix(AGAIN) + AGAIN
     else:
         hardware = hardware_of(machine, dry=arguments.dry_run)
     counts = [n for n in arguments.gpus or [1, 2, 4] if n <= len(machine.visible)]
     cases: list[Case] = []
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for case in cases_of(counts, machine, arguments):
         cases.append(case)
         if not arguments.beside:
-            print(table([case], "").splitlines()[6], flush=True)
-        rows = [
-            {**case.__dict__, "error_bytes": case.error_bytes, "within": case.within}
-            for case in cases
-        ]
-        text = json.dumps({"hardware": hardware, "cases": rows}, indent=1)
-        arguments.out.with_suffix(".json").write_text(text + "\n")
-        arguments.out.with_suffix(".md").write_text(table(cases, hardware))
-    print(f"{time.monotonic() - started:.0f} s; {arguments.out.with_suffix('.md')}")
-    bad = [c for c in cases if (c.outcome == "measured" and not c.within) or "OUT OF" in c.outcome]
-    return 1 if bad else 0
+            print(row(case), flush=True)
+        if arguments.out:
+            write(cases, hardware, arguments.out, constants(cases))
+    print(f"{time.monotonic() - started:.0f} s; {arguments.out or 'nothing written'}")
+    return int(any(case.wrong for case in cases))
 
 
 if __name__ == "__main__":
