@@ -24,7 +24,7 @@ from peak_table import Case, read_cases
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.planning.allocator import Allocator, Held
-from pytest_multigpu.planning.partition import balanced
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.units import MIB

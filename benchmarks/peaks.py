@@ -46,7 +46,7 @@ from pytest_multigpu.machine.torch_allocator import expandable_segments
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.model.peaks import padded_inputs, padding_mask
-from pytest_multigpu.planning.partition import balanced
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine

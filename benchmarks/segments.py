@@ -26,7 +26,7 @@ from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.model.loaded import release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.planning.allocator import SMALL_SEGMENT
-from pytest_multigpu.planning.partition import balanced
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.units import MIB
 
 ASKED = ("segment_alloc", "segment_map")

@@ -28,12 +28,13 @@ def longest_contexts(book: PlanBook) -> tuple[LongestContext, ...]:
         return ()
     rows: list[LongestContext] = []
     for tier in GPU_TIERS:
-        rows.append(LongestContext(tier=tier, placement="auto", tokens=_auto(book, tier)))
-        tokens = _balanced(book, tier, book.machine)
+        auto = _auto(book, tier)
+        rows.append(LongestContext(tier=tier, placement="auto", tokens=auto))
+        tokens = _balanced(book, tier, book.machine, known=auto)
         rows.append(LongestContext(tier=tier, placement="balanced", tokens=tokens))
         if not book.machine.expandable_segments:
             grows = dataclasses.replace(book.machine, expandable_segments=True)
-            tokens = _balanced(book, tier, grows)
+            tokens = _balanced(book, tier, grows, known=tokens)
             rows.append(
                 LongestContext(
                     tier=tier, placement="balanced", tokens=tokens, expandable_segments=True
@@ -59,12 +60,13 @@ def _auto(book: PlanBook, tier: Tier) -> int:
     )
 
 
-def _balanced(book: PlanBook, tier: Tier, machine: Machine) -> int:
+def _balanced(book: PlanBook, tier: Tier, machine: Machine, *, known: int) -> int:
     plan = longest_balanced(
         book.architecture(tier),
         machine,
         batch=book.settings.batch,
         near=book.settings.context,
+        known=known,
         spread=book.spread,
     )
     return 0 if plan is None else plan.context_tokens

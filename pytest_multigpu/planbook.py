@@ -256,7 +256,7 @@ class PlanBook:
         if self.given_map is not None:
             return self._parsed_map(architecture), None
         if settings.placement == "balanced":
-            from .planning.partition import balanced
+            from .planning.balance import balanced
 
             return (
                 balanced(

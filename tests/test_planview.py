@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pytest_multigpu import beside_plan
+from pytest_multigpu.beside_plan import longest_contexts
+from pytest_multigpu.options import Settings
+from pytest_multigpu.planbook import PlanBook
+from pytest_multigpu.planning.longest import longest_balanced
+from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.records.plan import Plan
 
 BLOOM_7B = {
     "model_type": "bloom",
@@ -101,6 +110,24 @@ def test_the_longest_context_of_every_tier_and_placement(
     assert json.loads((tmp_path / "report.json").read_text())["plan"]["longest"] == []
     beyond = pytester.runpytest_subprocess(*common, f"--gpu-context={balanced[0] * 21 // 20}")
     assert beyond.ret == 1
+
+
+def test_balanced_is_held_against_what_auto_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The balanced placement is no worse at that context: what it says must not be shorter."""
+    begun: list[int] = []
+
+    def watched(*args: Any, known: int, **others: Any) -> Plan | None:
+        begun.append(known)
+        return longest_balanced(*args, known=known, **others)
+
+    monkeypatch.setattr(beside_plan, "longest_balanced", watched)
+    settings = Settings(model="llama-3.2-1b", tier="4bit", batch=8)
+    rows = longest_contexts(PlanBook(settings, simulate("2x3GiB"), os.environ))
+    tokens = [row.tokens for row in rows]
+    auto, balanced, grown = tokens[::3], tokens[1::3], tokens[2::3]
+    assert begun == [n for pair in zip(auto, balanced, strict=True) for n in pair]
+    assert all(less <= more for less, more in zip(auto, balanced, strict=True))
+    assert all(less <= more for less, more in zip(balanced, grown, strict=True))
 
 
 def test_the_allocator_of_the_environment_is_planned_for(

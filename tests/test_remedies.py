@@ -100,7 +100,7 @@ def test_each_kind_of_remedy_in_words() -> None:
     )
     assert re.fullmatch(
         r"rent 5 x simulated 24GiB: with --gpu-placement=balanced "
-        r"GPU 4 would peak at \d\d\.\d GiB of 23\.5 GiB",
+        r"GPU 3 would peak at \d\d\.\d GiB of 23\.5 GiB",
         more,
     )
     fewer = offers("1x24GiB", placement="balanced", context=2048, batch=64)[1]

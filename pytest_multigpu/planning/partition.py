@@ -1,25 +1,18 @@
-"""``--gpu-placement=balanced``: which GPU holds which blocks, decided exactly.
+"""Partitions of a model's blocks over GPUs, in forward order, decided exactly for given sizes.
 
-Blocks stay in forward order: embeddings on the first GPU used, norm and head on the last. Among
-all such partitions the one with the smallest worst utilisation (predicted need over free bytes)
-is taken, and among those the most even one. Imports errors, records and its own part.
+Embeddings stay on the first GPU used, norm and head on the last. Among all such partitions the one
+with the smallest worst utilisation (need over free bytes) is taken, and among those the most even
+one. Imports records.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
-from ..errors import UsageError
-from ..records.machine import Machine
 from ..records.plan import Architecture, Block
-from .costs import costs_for
-from .replay import kv_bytes, replay
-
-ROUNDS = 3
-"""Predict, partition, predict again with what each GPU then holds beside weights and KV."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,60 +119,6 @@ def units(architecture: Architecture) -> list[list[Block]]:
     groups[0] = [*before, *groups[0], *(block for block in after if block.kind == "other")]
     groups[-1] = [*groups[-1], *(block for block in after if block.kind != "other")]
     return groups
-
-
-def balanced(
-    architecture: Architecture, machine: Machine, *, context_tokens: int, batch: int
-) -> dict[str, int | str]:
-    """The balanced device map: block name to CUDA index, a key for each block.
-
-    :raises UsageError: no GPU with free memory is visible.
-    """
-    visible = machine.visible_gpus
-    if not any(gpu.free_bytes > 0 for gpu in visible):
-        raise UsageError(
-            "--gpu-placement=balanced: CUDA sees no GPU with free memory; free one, or use "
-            "--gpu-tier=cpu"
-        )
-    groups = units(architecture)
-    sizes = [
-        sum(block.weights_bytes + kv_bytes(block, context_tokens, batch) for block in group)
-        for group in groups
-    ]
-    grows = machine.expandable_segments
-    costs = {
-        i: costs_for(gpu.capability, expandable_segments=grows) for i, gpu in enumerate(visible)
-    }
-    cards = [
-        Card(free_bytes=gpu.free_bytes, base_bytes=costs[i].context_bytes)
-        for i, gpu in enumerate(visible)
-    ]
-    best: tuple[float, dict[str, int | str]] = (math.inf, {})
-    seen: list[list[int]] = []
-    for _ in range(ROUNDS):
-        counts = contiguous(sizes, cards)
-        if counts in seen:
-            break  # what each GPU holds beside follows from the counts
-        seen.append(counts)
-        placed = place_groups(architecture, groups, counts)
-        if sum(card.free_bytes > 0 for card in cards) == 1:
-            return placed
-        used = replay(
-            architecture,
-            placed,
-            costs,
-            context_tokens=context_tokens,
-            batch=batch,
-            probe=False,
-        )
-        worst = max(use.peaks.worst_bytes / visible[i].free_bytes for i, use in used.items())
-        if worst < best[0]:
-            best = (worst, placed)
-        for i, use in used.items():
-            first = sum(counts[:i])
-            own = sum(sizes[first : first + counts[i]])
-            cards[i] = replace(cards[i], base_bytes=use.peaks.worst_bytes - own)
-    return best[1]
 
 
 def place_groups(

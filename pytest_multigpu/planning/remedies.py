@@ -12,12 +12,12 @@ from ..records.machine import Gpu, Machine
 from ..records.plan import Architecture, Plan, Tier, WeightsSource
 from ..records.tiers import GPU_TIERS
 from ..units import gib
+from .balance import balanced
 from .barred import beyond_positions, runs_on, why_barred
 from .catalogue import CATALOGUE, GpuType
 from .fit import largest_context
 from .grown import GROWS, may_fit
 from .longest import Spread, longest_balanced
-from .partition import balanced
 from .peaks import Predictor, predict
 from .reasons import NOTABLE
 from .rent import fewest, least_own, rent_table

@@ -9,8 +9,8 @@ from fractions import Fraction
 import pytest
 
 from pytest_multigpu.errors import UsageError
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.fit import choose_tier, largest_context
-from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.planning.peaks import Predictor, predict
 from pytest_multigpu.planning.remedies import remedies
 from pytest_multigpu.records.machine import Gpu, Machine

@@ -9,10 +9,12 @@ import pytest
 
 from pytest_multigpu.planning.fit import largest_context
 from pytest_multigpu.planning.longest import longest_balanced
+from pytest_multigpu.planning.partition import place_groups, units
+from pytest_multigpu.planning.peaks import Predictor
 from pytest_multigpu.planning.remedies import balanced_plan
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
-from pytest_multigpu.records.plan import Architecture
+from pytest_multigpu.records.plan import Architecture, Plan
 
 Make = Callable[..., Architecture]
 SHAPE = {"layers": 8, "hidden": 2048, "intermediate": 8192, "heads": 16, "kv_heads": 4}
@@ -58,3 +60,27 @@ def test_where_it_ends(make_llama: Make) -> None:
     )
     none = Machine()
     assert longest_balanced(model, none, batch=1, near=9, spread=balanced_plan) is None
+
+
+def test_what_fits_placed_in_another_way_is_no_longer(make_llama: Make) -> None:
+    """The search from what was asked may end early: what fits is not one stretch."""
+    model, machine = make_llama(**SHAPE, vocab=4000), simulate("2x2GiB")
+    known = 4000
+
+    def spread(model: Architecture, machine: Machine, tokens: int, batch: int) -> Plan | None:
+        if tokens >= known:
+            return balanced_plan(model, machine, tokens, batch)
+        lopsided = place_groups(model, units(model), [6, 2])
+        made = Predictor(model, lopsided, machine)
+        return made.plan(context_tokens=tokens, batch=batch, placement="balanced")
+
+    lopsided = longest_balanced(model, machine, batch=1, near=512, spread=spread)
+    assert lopsided is not None
+    assert lopsided.context_tokens < known
+    made = longest_balanced(model, machine, batch=1, near=512, known=known, spread=spread)
+    assert made is not None
+    assert made.fits
+    assert made.context_tokens >= known
+    for further in (lopsided.context_tokens, 1):
+        same = longest_balanced(model, machine, batch=1, near=512, known=further, spread=spread)
+        assert same == lopsided

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
-from pytest_multigpu.planning.partition import balanced
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.plan import Plan, Tier

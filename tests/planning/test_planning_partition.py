@@ -6,26 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_multigpu.errors import UsageError
-from pytest_multigpu.planning import partition
-from pytest_multigpu.planning.costs import costs_for
 from pytest_multigpu.planning.partition import (
     Card,
-    balanced,
     contiguous,
     place_groups,
     units,
 )
-from pytest_multigpu.planning.replay import replay
-from pytest_multigpu.planning.simulate import simulate
-from pytest_multigpu.records.machine import Machine
-from pytest_multigpu.records.plan import Architecture, Tier
+from pytest_multigpu.records.plan import Architecture
 
 
 def worst(sizes: list[int], cards: list[Card], counts: list[int]) -> Fraction:
@@ -126,62 +118,6 @@ def test_a_card_costs_nothing_unless_said() -> None:
     assert contiguous([1, 1, 6], [Card(free_bytes=2), Card(free_bytes=11)]) == [1, 2]
 
 
-@pytest.mark.parametrize(("free", "gpu"), [((0, 0), None), ((1, 0), 0), ((0, 1), 1)])
-def test_a_gpu_is_used_from_its_first_free_byte_on(
-    free: tuple[int, int], gpu: int | None, make_llama: Callable[..., Architecture]
-) -> None:
-    model, machine = make_llama(layers=2), simulate("2xH100")
-    gpus = tuple(replace(g, free_bytes=n) for g, n in zip(machine.gpus, free, strict=True))
-    machine = replace(machine, gpus=gpus)
-    if gpu is None:
-        with pytest.raises(UsageError, match="sees no GPU with free memory"):
-            balanced(model, machine, context_tokens=64, batch=1)
-    else:
-        placed = balanced(model, machine, context_tokens=64, batch=1)
-        assert set(placed.values()) == {gpu}
-
-
-def test_nf4_on_four_equal_cards_differs_by_a_layer_plus_the_head(
-    make_llama: Callable[..., Architecture],
-) -> None:
-    model = make_llama("4bit")
-    placed = balanced(model, simulate("4xH100"), context_tokens=2048, batch=1)
-    assert list(placed) == [block.name for block in model.blocks]
-    assert placed["model.embed_tokens"] == 0
-    assert placed["model.norm"] == placed["lm_head"] == 3
-    assert list(placed.values()) == sorted(placed.values())
-    on = [
-        sum(block.weights_bytes for block in model.blocks if placed[block.name] == i)
-        for i in range(4)
-    ]
-    layer, head = model.blocks[1].weights_bytes, model.blocks[-1].weights_bytes
-    assert max(on) - min(on) <= layer + head
-
-
-def test_a_smaller_card_gets_fewer_layers(make_llama: Callable[..., Architecture]) -> None:
-    placed = balanced(make_llama(), simulate("3xH100+1x48GiB"), context_tokens=2048, batch=1)
-    counts = [list(placed.values()).count(i) for i in range(4)]
-    assert counts[3] < min(counts[:3])
-
-
-def test_tied_weights_stay_with_their_owner(make_llama: Callable[..., Architecture]) -> None:
-    model = make_llama("16bit", layers=4)
-    head = replace(model.blocks[-1], weights_bytes=0, tied_to="model.embed_tokens")
-    model = replace(model, blocks=(*model.blocks[:-1], head))
-    placed = balanced(model, simulate("2xH100"), context_tokens=64, batch=1)
-    assert placed["lm_head"] == placed["model.embed_tokens"] == 0
-    assert [block.name for group in units(model) for block in group][-1] == "lm_head"
-
-
-def test_no_gpu_with_free_memory(make_llama: Callable[..., Architecture]) -> None:
-    with pytest.raises(UsageError) as error:
-        balanced(make_llama(layers=1), Machine(), context_tokens=1, batch=1)
-    assert str(error.value) == (
-        "--gpu-placement=balanced: CUDA sees no GPU with free memory; free one, or use "
-        "--gpu-tier=cpu"
-    )
-
-
 def test_a_card_without_memory_gets_nothing() -> None:
     cards = [Card(free_bytes=10), Card(free_bytes=0), Card(free_bytes=10), Card(free_bytes=-1)]
     assert contiguous([3, 3, 3, 3], cards) == [2, 0, 2, 0]
@@ -225,81 +161,3 @@ def test_groups_in_turn_and_tied_weights_with_their_owner(
     unknown = replace(head, tied_to="elsewhere")
     tied = replace(model, blocks=(*model.blocks[:-1], unknown))
     assert place_groups(tied, units(tied), [2, 2])["lm_head"] == 1
-
-
-def test_balanced_to_the_block(make_llama: Callable[..., Architecture]) -> None:
-    model = make_llama(layers=8, hidden=2048, intermediate=8192, heads=16, kv_heads=4, vocab=64000)
-    placed = balanced(model, simulate("2x8GiB"), context_tokens=2048, batch=4)
-    assert [placed[f"model.layers.{i}"] for i in range(8)] == [0] * 4 + [1] * 4
-    uneven = balanced(model, simulate("1x4GiB+1x12GiB"), context_tokens=2048, batch=4)
-    on = [uneven[f"model.layers.{i}"] for i in range(8)]
-    assert on.count(0) < on.count(1)
-
-
-WIDE = {"layers": 8, "heads": 8, "hidden": 512, "intermediate": 4096, "kv_heads": 1}
-
-
-@pytest.mark.parametrize(
-    ("tier", "spec", "shape", "context", "batch", "layers"),
-    [
-        # By weights and cache alone it would be 4 each, and 3 for the smaller card.
-        # Logits in fp32 are made on the first GPU: 64 sequences of 200,000 weigh some layers.
-        ("16bit", "2x8GiB", {"vocab": 200_000}, 64, 64, 2),
-        ("16bit", "2x8GiB", {"intermediate": 1024, "vocab": 200_000}, 64, 64, 1),
-        # A prompt takes more on the first GPU, or all it has.
-        ("4bit", "2x8GiB", {"hidden": 1024, "vocab": 1000}, 8000, 1, 1),
-        ("16bit", "1x6GiB+1x8GiB", {"kv_heads": 8, "vocab": 64_000}, 1024, 32, 1),
-        ("4bit", "1x6GiB+1x8GiB", {"hidden": 1024, "intermediate": 8192, "vocab": 1000},
-         8000, 32, 0),
-    ],
-)  # fmt: skip
-def test_what_passes_take_counts_beside_the_weights(
-    tier: Tier,
-    spec: str,
-    shape: dict[str, int],
-    context: int,
-    batch: int,
-    layers: int,
-    make_llama: Callable[..., Architecture],
-) -> None:
-    model, machine = make_llama(tier, **{**WIDE, **shape}), simulate(spec)
-    gpus, groups = machine.visible_gpus, units(model)
-
-    def utilisation(count: int) -> float:
-        used = replay(
-            model,
-            place_groups(model, groups, [count, 8 - count]),
-            {i: costs_for(gpu.capability) for i, gpu in enumerate(gpus)},
-            context_tokens=context,
-            batch=batch,
-            probe=False,
-        )
-        return max(use.peaks.worst_bytes / gpus[i].free_bytes for i, use in used.items())
-
-    placed = balanced(model, machine, context_tokens=context, batch=batch)
-    assert [placed[f"model.layers.{i}"] for i in range(8)].count(0) == layers
-    assert min(range(9), key=utilisation) == layers
-
-
-def test_what_cannot_change_is_not_replayed_again(
-    make_llama: Callable[..., Architecture], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[dict[str, int | str]] = []
-
-    def watched(
-        model: Architecture, placed: dict[str, int | str], *args: Any, **kwargs: Any
-    ) -> Any:
-        made.append(placed)
-        return replay(model, placed, *args, **kwargs)
-
-    monkeypatch.setattr(partition, "replay", watched)
-    model = make_llama(layers=8, hidden=512, intermediate=2048, heads=8, kv_heads=2, vocab=1000)
-    (gpu,) = simulate("1x8GiB").gpus
-    full = replace(gpu, index=1, cuda_index=1, free_bytes=0)
-    for gpus in ((gpu,), (gpu, full)):
-        alone = Machine(gpus=gpus, visible=tuple(range(len(gpus))))
-        assert set(balanced(model, alone, context_tokens=64, batch=1).values()) == {0}
-    assert made == []
-    balanced(model, simulate("2x8GiB"), context_tokens=64, batch=1)
-    assert 1 <= len(made) < partition.ROUNDS
-    assert all(made.count(placed) == 1 for placed in made)

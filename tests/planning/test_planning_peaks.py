@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.fit import choose_tier, largest_context
-from pytest_multigpu.planning.partition import balanced
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.remedies import remedies
 from pytest_multigpu.planning.replay import kv_bytes
