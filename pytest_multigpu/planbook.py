@@ -149,12 +149,18 @@ class PlanBook:
         )
 
     def _make(self, tier: Tier) -> Plan:
+        from .planning.balance import NOWHERE
         from .planning.peaks import predict
 
         settings = self.settings
         architecture = self.architecture(tier)
         if tier != "cpu" and not self.machine.visible:
             return self._without_gpu(architecture)
+        if settings.placement == "balanced" and tier != "cpu":
+            spread = self._balanced(architecture)
+            if spread is None:
+                raise UsageError(NOWHERE)
+            return spread
         device_map, refusal = self._place(architecture)
         plan = predict(
             architecture,
@@ -241,7 +247,7 @@ class PlanBook:
         self, architecture: Architecture, machine: Machine, tokens: int, batch: int
     ) -> Plan | None:
         """The balanced plan, made once: several questions lead to the same one."""
-        from .planning.remedies import balanced_plan
+        from .planning.balance import balanced_plan
 
         key = (architecture, machine, tokens, batch)
         if key not in self._spreads:
@@ -250,23 +256,10 @@ class PlanBook:
 
     def _place(self, architecture: Architecture) -> tuple[DeviceMap, str | None]:
         """The device map of this tier, and why auto would refuse it."""
-        settings = self.settings
         if architecture.tier == "cpu":
             return {"": "cpu"}, None
         if self.given_map is not None:
             return self._parsed_map(architecture), None
-        if settings.placement == "balanced":
-            from .planning.balance import balanced
-
-            return (
-                balanced(
-                    architecture,
-                    self.machine,
-                    context_tokens=settings.context,
-                    batch=settings.batch,
-                ),
-                None,
-            )
         from .autoplacement import auto_map
 
         auto = auto_map(self.resolved, architecture, self.machine)

@@ -10,12 +10,12 @@ other, and one more there would have been taken. Imports errors, records and its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..records.machine import Machine
-from ..records.plan import Architecture
+from ..records.plan import Architecture, DeviceMap, Plan, WeightsSource
 from .costs import costs_for
 from .partition import Card, contiguous, place_groups, units
 from .peaks import Predictor
@@ -25,29 +25,45 @@ ROUNDS = 3
 """Predict, partition, predict again with what each GPU then holds beside weights and KV."""
 
 
+NOWHERE = (
+    "--gpu-placement=balanced: CUDA sees no GPU with free memory; free one, or use --gpu-tier=cpu"
+)
+
+
 def balanced(
     architecture: Architecture, machine: Machine, *, context_tokens: int, batch: int
-) -> dict[str, int | str]:
+) -> DeviceMap:
     """The balanced device map: block name to CUDA index, a key for each block.
 
     :raises UsageError: no GPU with free memory is visible.
     """
+    plan = balanced_plan(architecture, machine, context_tokens, batch)
+    if plan is None:
+        raise UsageError(NOWHERE)
+    return plan.device_map
+
+
+def balanced_plan(
+    architecture: Architecture,
+    machine: Machine,
+    tokens: int,
+    batch: int,
+    *,
+    weights: WeightsSource = "synthetic",
+) -> Plan | None:
+    """The plan of the balanced placement; None where no GPU has a free byte."""
     usable = sum(gpu.free_bytes > 0 for gpu in machine.visible_gpus)
     if not usable:
-        raise UsageError(
-            "--gpu-placement=balanced: CUDA sees no GPU with free memory; free one, or use "
-            "--gpu-tier=cpu"
-        )
-    search = _Search(architecture, machine, context_tokens=context_tokens, batch=batch)
-    if usable == 1:
-        return search.placed(search.first())
-    return search.placed(search.settled(search.started()).counts)
+        return None
+    search = _Search(architecture, machine, tokens, batch, weights)
+    return search.first().plan if usable == 1 else search.settled(search.started()).plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Spread:
     """A partition and what a replay says of it."""
 
+    plan: Plan
     counts: tuple[int, ...]
     """Groups on each GPU."""
     needs: Mapping[int, int]
@@ -65,13 +81,18 @@ class _Search:
     """Partitions of one model over one machine, each replayed once."""
 
     def __init__(
-        self, architecture: Architecture, machine: Machine, *, context_tokens: int, batch: int
+        self,
+        architecture: Architecture,
+        machine: Machine,
+        tokens: int,
+        batch: int,
+        weights: WeightsSource,
     ) -> None:
         self._architecture, self._machine = architecture, machine
-        self._size = {"context_tokens": context_tokens, "batch": batch}
+        self._tokens, self._batch, self._weights = tokens, batch, weights
         self._groups = units(architecture)
         self._sizes = [
-            sum(block.weights_bytes + kv_bytes(block, context_tokens, batch) for block in group)
+            sum(block.weights_bytes + kv_bytes(block, tokens, batch) for block in group)
             for group in self._groups
         ]
         grows = machine.expandable_segments
@@ -82,24 +103,21 @@ class _Search:
         }
         self._known: dict[tuple[int, ...], _Spread] = {}
 
-    def placed(self, counts: Sequence[int]) -> dict[str, int | str]:
-        return place_groups(self._architecture, self._groups, counts)
-
-    def first(self) -> tuple[int, ...]:
+    def first(self) -> _Spread:
         """By weights, cache and contexts alone."""
-        return self._partition(self._contexts)
+        return self._replayed(self._partition(self._contexts))
 
     def started(self) -> _Spread:
         """The best of a few exact partitions, each for what the one before held beside."""
-        base, counts = dict(self._contexts), self.first()
-        for _ in range(ROUNDS):
+        base, spread = dict(self._contexts), self.first()
+        for _ in range(1, ROUNDS):
+            for i, need in spread.needs.items():
+                first = sum(spread.counts[:i])
+                base[i] = need - sum(self._sizes[first : first + spread.counts[i]])
+            counts = self._partition(base)
             if counts in self._known:
                 break  # what each GPU holds beside follows from the counts
             spread = self._replayed(counts)
-            for i, need in spread.needs.items():
-                first = sum(counts[:i])
-                base[i] = need - sum(self._sizes[first : first + counts[i]])
-            counts = self._partition(base)
         return min(self._known.values(), key=lambda spread: max(spread.shares))
 
     def settled(self, spread: _Spread) -> _Spread:
@@ -129,10 +147,12 @@ class _Search:
 
     def _replayed(self, counts: tuple[int, ...]) -> _Spread:
         if counts not in self._known:
-            made = Predictor(self._architecture, self.placed(counts), self._machine)
-            plan = made.plan(**self._size, placement="balanced")
+            placed = place_groups(self._architecture, self._groups, counts)
+            made = Predictor(self._architecture, placed, self._machine, weights=self._weights)
+            plan = made.plan(context_tokens=self._tokens, batch=self._batch, placement="balanced")
             needs = {int(d.device.removeprefix("cuda:")): d.peak_bytes for d in plan.devices}
             self._known[counts] = _Spread(
+                plan=plan,
                 counts=counts,
                 needs=needs,
                 shares=tuple(

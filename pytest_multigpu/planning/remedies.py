@@ -9,44 +9,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ..records.machine import Gpu, Machine
-from ..records.plan import Architecture, Plan, Tier, WeightsSource
+from ..records.plan import Architecture, Plan, Tier
 from ..records.tiers import GPU_TIERS
 from ..units import gib
-from .balance import balanced
+from .balance import balanced_plan
 from .barred import beyond_positions, runs_on, why_barred
 from .catalogue import CATALOGUE, GpuType
 from .fit import largest_context
 from .grown import GROWS, may_fit
 from .longest import Spread, longest_balanced
-from .peaks import Predictor, predict
+from .peaks import Predictor
 from .reasons import NOTABLE
 from .rent import fewest, least_own, rent_table
 from .simulate import simulate
 
 WOULD_DO = "with nothing else on them would do with --gpu-placement=balanced: free their memory"
-
-
-def balanced_plan(
-    architecture: Architecture,
-    machine: Machine,
-    tokens: int,
-    batch: int,
-    *,
-    weights: WeightsSource = "synthetic",
-) -> Plan | None:
-    """The plan of the balanced placement; None where no GPU has a free byte."""
-    if not any(gpu.free_bytes > 0 for gpu in machine.visible_gpus):
-        return None
-    placed = balanced(architecture, machine, context_tokens=tokens, batch=batch)
-    return predict(
-        architecture,
-        placed,
-        machine,
-        context_tokens=tokens,
-        batch=batch,
-        weights=weights,
-        placement="balanced",
-    )
 
 
 def remedies(

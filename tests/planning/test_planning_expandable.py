@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_multigpu.planning.allocator import Held
+from pytest_multigpu.planning.balance import balanced_plan
 from pytest_multigpu.planning.costs import HOPPER, OTHER, costs_for
 from pytest_multigpu.planning.expandable import ExpandableAllocator
 from pytest_multigpu.planning.peaks import Predictor
-from pytest_multigpu.planning.remedies import balanced_plan
 from pytest_multigpu.planning.rent import rent_table
 from pytest_multigpu.planning.replay import Loaded
 from pytest_multigpu.planning.simulate import simulate

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_multigpu.planning.balance import balanced_plan
 from pytest_multigpu.planning.fit import largest_context
 from pytest_multigpu.planning.longest import longest_balanced
 from pytest_multigpu.planning.partition import place_groups, units
 from pytest_multigpu.planning.peaks import Predictor
-from pytest_multigpu.planning.remedies import balanced_plan
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Architecture, Plan
