@@ -149,9 +149,9 @@ def _outliers(passes: Passes) -> list[str]:
     if not passes.bare_inputs:
         return []
     return [
-        f"{', '.join(passes.bare_inputs)} take the residual stream without a norm: how many of its "
-        "columns LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as Llama's; an "
-        "OLMo 2 32B took 7 GiB more"
+        f"{', '.join(passes.bare_inputs)} take what the layer before gives, without a norm of "
+        "their own: how many of its columns LLM.int8 multiplies in 16 bit hangs on the weights, "
+        "and is counted as Llama's; an OLMo 2 32B took 7 GiB more"
     ]
 
 

@@ -296,9 +296,9 @@ def test_int8_refuses_an_input_of_four_dimensions() -> None:
 
 def test_int8s_outliers_are_unknown_without_a_norm() -> None:
     assert described("olmo2", "8bit").unknown == (
-        "k_proj, q_proj, v_proj take the residual stream without a norm: how many of its columns "
-        "LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as Llama's; an OLMo 2 "
-        "32B took 7 GiB more",
+        "k_proj, q_proj, v_proj take what the layer before gives, without a norm of their own: how "
+        "many of its columns LLM.int8 multiplies in 16 bit hangs on the weights, and is counted as "
+        "Llama's; an OLMo 2 32B took 7 GiB more",
     )
     for tier in ("16bit", "4bit"):
         assert described("olmo2", tier).unknown == ()
