@@ -71,7 +71,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.load": (f"{_PLAN}load.py", f"{_PLAN}forward.py", f"{_PLAN}parts.py"),
     "planning.longest": (f"{_PLAN}longest.py",),
     "planning.max_memory": (f"{_PLAN}max_memory.py",),
-    "planning.balance": (f"{_PLAN}balance.py",),
+    "planning.balance": (f"{_PLAN}balance.py", f"{_PLAN}fit.py"),
     "planning.partition": (f"{_PLAN}partition.py",),
     "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
     "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
