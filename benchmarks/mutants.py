@@ -72,6 +72,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.longest": (f"{_PLAN}longest.py",),
     "planning.max_memory": (f"{_PLAN}max_memory.py",),
     "planning.balance": (f"{_PLAN}balance.py", f"{_PLAN}fit.py"),
+    "planning.nf4": (f"{_PLAN}nf4.py",),
     "planning.partition": (f"{_PLAN}partition.py",),
     "planning.peaks": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
     "planning.reasons": (f"{_PLAN}plans.py", f"{_PLAN}spare.py", f"{_PLAN}peaks.py"),
