@@ -9,7 +9,10 @@ from .plan import Tier
 
 @dataclass(frozen=True, kw_only=True)
 class RentRow:
-    """A number of equal GPUs on which a model fits in a tier, with the balanced placement."""
+    """A number of equal GPUs on which a model fits in a tier, its layers in even shares by bytes.
+
+    With a long context the balanced placement may need one fewer.
+    """
 
     gpu: str
     """The catalogue's key: ``H100``, ``A100-80GB``."""

@@ -42,7 +42,7 @@ def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Li
     return [
         Line(""),
         Line(
-            f"what to rent for {plan.context_tokens} tokens x {plan.batch}, balanced placement, "
+            f"what to rent for {plan.context_tokens} tokens x {plan.batch}, layers in even shares, "
             f"the {most} cheapest of each tier; speeds are estimates"
         ),
         Line(_origin(shown)),
