@@ -149,7 +149,6 @@ class PlanBook:
         )
 
     def _make(self, tier: Tier) -> Plan:
-        from .planning.balance import NOWHERE
         from .planning.peaks import predict
 
         settings = self.settings
@@ -159,6 +158,8 @@ class PlanBook:
         if settings.placement == "balanced" and tier != "cpu":
             spread = self._balanced(architecture)
             if spread is None:
+                from .planning.balance import NOWHERE
+
                 raise UsageError(NOWHERE)
             return spread
         device_map, refusal = self._place(architecture)

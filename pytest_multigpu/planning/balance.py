@@ -52,11 +52,10 @@ def balanced_plan(
     weights: WeightsSource = "synthetic",
 ) -> Plan | None:
     """The plan of the balanced placement; None where no GPU has a free byte."""
-    usable = sum(gpu.free_bytes > 0 for gpu in machine.visible_gpus)
-    if not usable:
+    if not any(gpu.free_bytes > 0 for gpu in machine.visible_gpus):
         return None
     search = _Search(architecture, machine, tokens, batch, weights)
-    return search.first().plan if usable == 1 else search.settled(search.started()).plan
+    return search.settled(search.started()).plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +102,10 @@ class _Search:
         }
         self._known: dict[tuple[int, ...], _Spread] = {}
 
-    def first(self) -> _Spread:
-        """By weights, cache and contexts alone."""
-        return self._replayed(self._partition(self._contexts))
-
     def started(self) -> _Spread:
         """The best of a few exact partitions, each for what the one before held beside."""
-        base, spread = dict(self._contexts), self.first()
+        base = dict(self._contexts)
+        spread = self._replayed(self._partition(base))
         for _ in range(1, ROUNDS):
             for i, need in spread.needs.items():
                 first = sum(spread.counts[:i])

@@ -11,7 +11,7 @@ from .plan import Tier
 class RentRow:
     """A number of equal GPUs on which a model fits in a tier, its layers in even shares by bytes.
 
-    With a long context the balanced placement may need one fewer.
+    With a long context the balanced placement may need fewer.
     """
 
     gpu: str

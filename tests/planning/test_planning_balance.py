@@ -154,7 +154,7 @@ def test_what_cannot_change_is_not_replayed_again(
     assert len(made) == 2
     made.clear()
     balanced(model, simulate("2x8GiB"), context_tokens=64, batch=1)
-    assert 1 <= len(made) <= balance.ROUNDS
+    assert 1 <= len(made) < balance.ROUNDS
     assert all(made.count(placed) == 1 for placed in made)
 
 
