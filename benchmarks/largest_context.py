@@ -5,7 +5,8 @@
 Loads the synthetic 70B as planned, prefills and decodes up to the predicted largest context, and
 compares the peaks with the cards. Plans for 5% more as well: the plan must refuse and name the GPU
 and what it lacks. Prints the largest context under ``auto`` beside it, and what ``auto`` lacks for
-the context that was run.
+the context that was run. With ``--free 79.18`` another process holds memory until that many GiB are
+free on each GPU, so that larger cards stand in for 80 GB ones.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +29,20 @@ from pytest_multigpu.machine.nvml import read_machine
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
 from pytest_multigpu.records.plan import Plan
+from pytest_multigpu.units import GIB
+
+HOLD = """
+import sys, torch
+held = []
+for gpu in range(torch.cuda.device_count()):
+    torch.zeros(1, device=f"cuda:{gpu}")
+    free, _ = torch.cuda.mem_get_info(gpu)
+    over = max(0, free - int(sys.argv[1]))
+    held.append(torch.empty(over, dtype=torch.uint8, device=f"cuda:{gpu}"))
+    torch.cuda.synchronize(gpu)
+print("holding", flush=True)
+sys.stdin.read()
+"""
 
 
 def main() -> int:
@@ -33,8 +51,14 @@ def main() -> int:
     parser.add_argument("--placement", default="balanced", choices=["auto", "balanced"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--at-most", type=int, default=10**9, help="tokens; for the run's time")
+    parser.add_argument("--free", type=float, metavar="GIB", help="hold what is free beyond this")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    with nullcontext() if options.free is None else holding(round(options.free * GIB)):
+        return measure(options)
+
+
+def measure(options: argparse.Namespace) -> int:
     machine = read_machine(os.environ)
     settings = Settings(tier=options.tier, placement=options.placement, batch=options.batch)
 
@@ -45,8 +69,8 @@ def main() -> int:
     # What --gpu-plan -v prints.
     largest = {
         one.placement: one.tokens
-        for one in longest_contexts(PlanBook(settings, machine, os.environ))
-        if one.tier == options.tier and not one.expandable_segments
+        for one in longest_contexts(PlanBook(settings, machine, os.environ), [options.tier])
+        if not one.expandable_segments
     }
     tokens = min(largest[options.placement], options.at_most)
     beyond = planned(int(largest[options.placement] * 1.05) + 1, options.placement)
@@ -61,6 +85,7 @@ def main() -> int:
         "tier": options.tier,
         "placement": options.placement,
         "gpus": [gpu.name for gpu in machine.visible_gpus],
+        "free_bytes": [gpu.free_bytes for gpu in machine.visible_gpus],
         "largest_tokens": largest,
         "ran_tokens": tokens,
         "batch": options.batch,
@@ -81,6 +106,7 @@ def run(plan: Plan, used: UsedMemory) -> dict[str, object]:
 
     architecture = plan.architecture
     devices = [d.device for d in plan.devices if d.device.startswith("cuda:")]
+    others = used.now()
     with used.peak() as found:
         loaded = load_model(
             architecture.model, tier=architecture.tier, device_map=plan.device_map, plan=plan,
@@ -88,7 +114,8 @@ def run(plan: Plan, used: UsedMemory) -> dict[str, object]:
         )  # fmt: skip
         began = time.monotonic()
         generate(loaded.model, loaded.input_device, plan.context_tokens - STEPS, plan.batch)
-    peaks = {device: found[int(device.removeprefix("cuda:"))] for device in devices}
+    ours = [most - before for most, before in zip(found, others, strict=True)]
+    peaks = {device: ours[int(device.removeprefix("cuda:"))] for device in devices}
     for row in plan.devices:
         if row.device in peaks:
             print(
@@ -101,6 +128,25 @@ def run(plan: Plan, used: UsedMemory) -> dict[str, object]:
         "measured_bytes": peaks,
         "limit_bytes": {d.device: d.limit_bytes for d in plan.devices},
     }
+
+
+@contextmanager
+def holding(free_bytes: int) -> Iterator[None]:
+    """Another process that leaves that much of each GPU free."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(free_bytes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "holding":
+            raise SystemExit("the memory could not be held")
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":

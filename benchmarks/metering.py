@@ -1,6 +1,6 @@
 """The cost of metering: decode with and without the peak meter, alternating.
 
-``python benchmarks/metering.py --rounds 60 --out results/metering.json``
+``python benchmarks/metering.py --rounds 60 --seconds 90 --out results/metering.json``
 
 On a shared host a decode takes up to twice its time now and then, so many short ones are compared
 in pairs, each in the other order than the one before: ``ratio`` is the median of metered over
@@ -23,6 +23,7 @@ READINGS = 100
 def main() -> None:
     parser = _common.parser(__doc__)
     parser.set_defaults(rounds=60)
+    parser.add_argument("--seconds", type=float, default=1e9, help="no pair is begun after them")
     arguments = parser.parse_args()
     from pytest_multigpu.model.generation import chat_tokens, generate
     from pytest_multigpu.model.loaded import release
@@ -44,7 +45,10 @@ def main() -> None:
             generate(loaded, prompt, TOKENS)
             return time.perf_counter() - started
 
+        ends = time.monotonic() + arguments.seconds
         for number in range(arguments.rounds):
+            if time.monotonic() > ends:
+                break
             for metering in ((False, True), (True, False))[number % 2]:
                 if metering:
                     with meter.measure("decode"):

@@ -7,6 +7,7 @@ Glue between auto's own planner and pure planning. Knows no pytest.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from .autoplacement import auto_map
 from .given_files import read_catalogue
@@ -21,13 +22,15 @@ from .records.rent import RentRow
 from .records.tiers import GPU_TIERS
 
 
-def longest_contexts(book: PlanBook) -> tuple[LongestContext, ...]:
+def longest_contexts(
+    book: PlanBook, tiers: Sequence[Tier] = GPU_TIERS
+) -> tuple[LongestContext, ...]:
     """A row for each tier and placement, the best tier first, and one for what expandable segments
     would make of balanced; () without a GPU. Takes seconds, many plans are made."""
     if not book.machine.visible:
         return ()
     rows: list[LongestContext] = []
-    for tier in GPU_TIERS:
+    for tier in tiers:
         auto = _auto(book, tier)
         rows.append(LongestContext(tier=tier, placement="auto", tokens=auto))
         tokens = _balanced(book, tier, book.machine, known=auto)

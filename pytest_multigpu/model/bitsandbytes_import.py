@@ -2,6 +2,9 @@
 
 bitsandbytes 0.50 decorates what it runs on devices of no backend with ``torch.compile``, and that
 imports torch's whole inductor, which took 4.7 s on a rented pod, for functions that no GPU calls.
+
+LLM.int8 casts bf16 inputs to fp16 and logs so in every product: 560 lines a token of a 70B, which
+would bury what a failing test has to say. It is logged once.
 Imports errors; torch and bitsandbytes in functions.
 """
 
@@ -16,12 +19,17 @@ from typing import Any
 
 from ..errors import LoadError
 
+_PRODUCTS = "bitsandbytes.autograd._functions"
+
 
 def import_bitsandbytes() -> None:
     """Import it, once.
 
     :raises LoadError: it is not there, or built for another CUDA.
     """
+    products = logging.getLogger(_PRODUCTS)
+    if products.level == logging.NOTSET:  # nobody has chosen what to hear of it
+        products.addFilter(_last_warning)
     if sys.modules.get("bitsandbytes") is not None:
         return
     chatter = logging.getLogger("bitsandbytes")
@@ -38,6 +46,12 @@ def import_bitsandbytes() -> None:
         ) from error
     finally:
         chatter.setLevel(level)
+
+
+def _last_warning(record: logging.LogRecord) -> bool:
+    """Lets a record through and has its logger make no more warnings."""
+    logging.getLogger(record.name).setLevel(logging.ERROR)
+    return True
 
 
 @contextmanager

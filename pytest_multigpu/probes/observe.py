@@ -177,14 +177,17 @@ def read_boundaries(
 
 
 def differing(a: torch.Tensor, b: torch.Tensor) -> int:
-    """Values whose bits differ, compared on the host; all of them if shape or dtype do."""
+    """Values whose bits differ; all of them if shape or dtype do. Compared where both are, or else
+    on the host: a copy from one GPU to the other may be what is wrong."""
     import torch
 
     if a.shape != b.shape or a.dtype != b.dtype:
         return max(a.numel(), b.numel())
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    left, right = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
-    return int((left.view(kind) != right.view(kind)).sum())
+    left, right = a.detach(), b.detach()
+    if left.device != right.device:
+        left, right = left.cpu(), right.cpu()
+    return int((left.contiguous().view(kind) != right.contiguous().view(kind)).sum())
 
 
 def read_layers(observed: Observed) -> list[LayerReading]:

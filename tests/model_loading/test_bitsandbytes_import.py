@@ -34,6 +34,33 @@ def test_the_compiler_is_not_imported_with_it() -> None:
     assert done.stderr == ""  # no word of kernels for CPUs
 
 
+CAST = """
+import sys
+if sys.argv[1] == "chosen":
+    import logging
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.WARNING)
+if sys.argv[1] == "before":
+    import bitsandbytes
+from pytest_multigpu.model.bitsandbytes_import import import_bitsandbytes
+import_bitsandbytes()
+import torch
+from bitsandbytes.autograd._functions import MatMul8bitLt, MatmulLtState
+for _ in range(3):
+    state = MatmulLtState()
+    MatMul8bitLt.apply(torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(4, 8), None, None, state)
+"""
+
+
+@pytest.mark.parametrize(("when", "lines"), [("after", 1), ("before", 1), ("chosen", 3)])
+def test_the_cast_of_each_product_is_logged_once(when: str, lines: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run(
+        [sys.executable, "-c", CAST, when], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("inputs will be cast from torch.bfloat16 to float16") == lines
+
+
 def test_functions_are_compiled_when_first_called_and_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
