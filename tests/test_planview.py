@@ -121,9 +121,8 @@ def test_balanced_is_held_against_what_auto_holds(monkeypatch: pytest.MonkeyPatc
         return longest_balanced(*args, known=known, **others)
 
     monkeypatch.setattr(beside_plan, "longest_balanced", watched)
-    monkeypatch.setattr(beside_plan, "GPU_TIERS", ("4bit",))
     settings = Settings(model="llama-3.2-1b", tier="4bit", batch=8)
-    rows = longest_contexts(PlanBook(settings, simulate("2x3GiB"), os.environ))
+    rows = longest_contexts(PlanBook(settings, simulate("2x3GiB"), os.environ), ["4bit"])
     auto, balanced, grown = (row.tokens for row in rows)
     assert begun == [auto, balanced]
     assert auto <= balanced <= grown

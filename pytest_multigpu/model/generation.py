@@ -14,7 +14,7 @@ from typing import Any
 from ..records.generation import Agreement, GenerationReading, Timing
 from .loaded import LoadedModel
 
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 LAUNCHES = 200
 """Below the thousand or so that a GPU queues before Python has to wait."""
 SLOW_FIRST = 1.5

@@ -18,7 +18,7 @@ from .kv import cache_argument
 from .loaded import LoadedModel
 from .memory import PeakMeter, give_back
 
-NEW_TOKENS = 4
+NEW_TOKENS = 2
 """Of the context, how many are generated one by one; the plan reckons with the same."""
 
 

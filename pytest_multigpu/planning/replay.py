@@ -19,7 +19,7 @@ from .gpu import Gpu
 from .load import load, scratch_sizes
 from .recorded import forward_of
 
-NEW_TOKENS = 4
+NEW_TOKENS = 2
 """Of the context, how many are generated one by one; the rest is the prompt."""
 
 
