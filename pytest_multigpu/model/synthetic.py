@@ -4,7 +4,7 @@ Every weight is a slice of one endless, periodic sequence that an integer hash d
 where the hash of the tensor's name says. Integers, powers of two and one correctly rounded
 multiplication are all the arithmetic there is, so a CPU, an H100 and an H200 make equal bits,
 whatever the number of devices. A big device holds one period (67 million values) and copies
-slices out of it at memory speed. Imports nothing of the package; torch in functions.
+slices out of it at memory speed. Imports :mod:`.half_norms`; torch in functions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from .half_norms import factors
 
 PERIOD = 8 * 8_388_593
 """Values until the sequence repeats: eight times a prime, so that equally long rows of one
@@ -171,6 +173,7 @@ class SyntheticWeights:
     ) -> None:
         self._shapes, self._dtypes, self._devices, self._head = shapes, dtypes, devices, head
         self._zeros = zeros
+        self._factors = factors(shapes, zeros)
         numel: dict[Any, int] = {}
         for name, shape in shapes.items():
             key = (devices[name], dtypes[name])
@@ -197,9 +200,10 @@ class SyntheticWeights:
             out = torch.empty(shape, dtype=dtype, device=device)
         if name.endswith("bias") or name in self._zeros or not dtype.is_floating_point:
             return out.zero_()  # counters and masks too
+        factor = self._factors.get(name, 1.0)
         if len(shape) < 2:  # norms, mostly
-            return out.fill_(1)
-        scale = scale_of(shape) * (WIDENING if widens(name, shape) else 1.0)
+            return out.fill_(factor)
+        scale = scale_of(shape) * (WIDENING if widens(name, shape) else 1.0) * factor
         self._tables[device, dtype].fill(out.view(-1), start_of(name), scale)
         if name == self._head:
             out.mul_(head_row_scales(shape[0], dtype, device))

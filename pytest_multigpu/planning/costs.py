@@ -51,10 +51,14 @@ class Costs:
     int8_outlier_search_bytes: int = 33 * MIB
     """What ``Tensor.any`` takes for a moment where LLM.int8 looks for the columns with outliers."""
     int8_outliers: float = 0.0
-    """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit."""
+    """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit. Synthesised
+    models have none: :mod:`..model.half_norms`."""
+    int8_outliers_from: int = 0
+    """The first layer with those columns."""
     int8_outliers_attended: float = 0.005
-    """The same for the Linear after attention: of the synthesised 70B's 8192 columns 20 to 60 in
-    most layers and up to 570 in the first ones. Trained models have them too."""
+    """The same for the Linear after attention: of the synthesised 70B's 8192 columns, at 2,048
+    tokens, 20 to 60 in most layers and up to 570 in the first ones; at 65,000 tokens 160 to 400 and
+    up to 2,229. Replays with the columns found end at the same peaks. Trained models have some."""
     int8_outliers_down: float = 0.0
     """The same for the Linear after the activation function."""
     expandable_segments: bool = False
@@ -66,6 +70,14 @@ class Costs:
         most = self.dequantise_above_tokens
         return tokens > (direct_tokens(rows, columns) if most is None else most)
 
+    def outliers_in(self, layer: int | None) -> float:
+        """:attr:`int8_outliers` of a layer."""
+        return 0.0 if layer is None or layer < self.int8_outliers_from else self.int8_outliers
+
+    def as_trained(self, first: int) -> Costs:
+        """The same where a trained model's outliers begin in layer ``first``."""
+        return replace(self, int8_outliers=TRAINED_OUTLIERS, int8_outliers_from=first)
+
     def in_tier(self, tier: Tier) -> Costs:
         """The same with all the kernels that this tier loads."""
         if tier != "8bit":
@@ -74,6 +86,14 @@ class Costs:
             self, module_bytes=self.module_bytes + self.int8_module_bytes, int8_module_bytes=0
         )
 
+
+TRAINED_OUTLIERS = 7 / 8192
+"""Share of the hidden features that are outliers in some text: seven at most in any model that
+Dettmers et al. 2022 (LLM.int8(), arXiv:2208.07339) looked at, in all layers from 6.7 billion
+parameters on."""
+OUTLIERS_FROM = (0, 1, 2, 4)
+"""Layers in which they may begin. What a GPU's first layers leave in torch's cache decides what the
+later ones find there: by one tensor of the intermediate size more or less."""
 
 HOPPER = Costs(
     hardware="NVIDIA H100 80GB HBM3 and H200",

@@ -225,7 +225,7 @@ class Forward:
         a, size, linear = gpu.allocator, self.size, self.linears.run
         hidden, query, kv = t * self.hidden * size, t * self.query * size, t * self.kv * size
         normed = self._norm(a, t)
-        share = gpu.costs.int8_outliers
+        share = gpu.costs.outliers_in(block.layer)
         q = linear(a, gpu.costs, t, self.query, self.hidden, outliers=share)
         k = linear(a, gpu.costs, t, self.kv, self.hidden, outliers=share)
         v = linear(a, gpu.costs, t, self.kv, self.hidden, outliers=share)
@@ -260,7 +260,7 @@ class Forward:
         residual = a.take(hidden)
         a.drop(out)
         normed = self._norm(a, t)
-        mlp = self._mlp(gpu, t)
+        mlp = self._mlp(gpu, block, t)
         a.drop(normed)
         result = a.take(hidden)
         a.drop(mlp)
@@ -297,10 +297,10 @@ class Forward:
         a.drop(straight)
         return result
 
-    def _mlp(self, gpu: Gpu, t: int) -> Held:
+    def _mlp(self, gpu: Gpu, block: Block, t: int) -> Held:
         """``down(act(gate(x)) * up(x))``."""
         a, wide, linear = gpu.allocator, t * self.intermediate * self.size, self.linears.run
-        share = gpu.costs.int8_outliers
+        share = gpu.costs.outliers_in(block.layer)
         gate = linear(a, gpu.costs, t, self.intermediate, self.hidden, outliers=share)
         activated = a.take(wide)
         a.drop(gate)

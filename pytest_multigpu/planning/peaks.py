@@ -13,14 +13,15 @@ from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan, WeightsSource
 from .allocator import OTHER_ORDERS
 from .barred import why_barred
-from .costs import CPU, SPARE_SHARE, Costs, costs_for
+from .costs import CPU, OUTLIERS_FROM, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
 from .reasons import reasons
 from .replay import NEW_TOKENS, Loaded, Use, kv_bytes, replay
 from .search import Fit
 
 NEAR = 0.9
-"""Of a GPU's room: from there on a plan must fit in whatever order the driver gives addresses."""
+"""Of a GPU's room: from there on a plan must fit in whatever order the driver gives addresses, and
+wherever a trained model's outliers begin."""
 
 
 _Used = tuple[dict[int, Use], dict[int, Use], dict[int, int]]
@@ -129,7 +130,7 @@ class Predictor:
         )
         short = any(use.missing_bytes for use in used.values())
         if not short and self._is_near(used):
-            short = any(found[2] for found in self._in_other_orders(context_tokens, batch))
+            short = any(found[2] for found in self._otherwise(context_tokens, batch))
         barred = why_barred(self.architecture, self.cards, context_tokens)
         return Fit(
             fits=not short and not self.offloaded and not barred,
@@ -140,34 +141,39 @@ class Predictor:
 
     @cached_property
     def _others(self) -> tuple[Loaded, ...]:
-        """The same with addresses in another order, which decides between equal free blocks.
-        With expandable segments there is one order."""
-        if any(costs.expandable_segments for costs in self._prices.values()):
-            return ()
-        return tuple(
-            Loaded(
-                self.architecture,
-                self.placed,
-                self._prices,
-                weights=self.weights,
-                top_down=order,
-            )
-            for order in OTHER_ORDERS
-        )
+        """The same with addresses in another order, which decides between equal free blocks, and
+        with outliers from some layer on. With expandable segments there is one order."""
+        alone = (self.architecture, self.placed)
+        others: list[Loaded] = []
+        if not any(costs.expandable_segments for costs in self._prices.values()):
+            others += [
+                Loaded(*alone, self._prices, weights=self.weights, top_down=order)
+                for order in OTHER_ORDERS
+            ]
+        if self.architecture.tier == "8bit" and self.weights == "checkpoint":
+            others += [
+                Loaded(
+                    *alone,
+                    {i: costs.as_trained(first) for i, costs in self._prices.items()},
+                    weights=self.weights,
+                )
+                for first in OUTLIERS_FROM
+            ]
+        return tuple(others)
 
     def _is_near(self, used: Mapping[int, Use]) -> bool:
         return any(use.peaks.worst_bytes > NEAR * self.rooms[i] for i, use in used.items())
 
     def _used(self, context_tokens: int, batch: int, new_tokens: int) -> _Used:
         """By GPU: its use without a limit, and under its own; what those that are short lack,
-        here or, near the limit, with addresses in another order."""
+        here or, near the limit, otherwise."""
         found = self._used_by(self._loaded, context_tokens, batch, new_tokens)
         if found[2] or not self._is_near(found[1]):
             return found
-        others = self._in_other_orders(context_tokens, batch, new_tokens)
+        others = self._otherwise(context_tokens, batch, new_tokens)
         return next((other for other in others if other[2]), found)
 
-    def _in_other_orders(
+    def _otherwise(
         self, context_tokens: int, batch: int, new_tokens: int = NEW_TOKENS
     ) -> Iterator[_Used]:
         for loaded in self._others:

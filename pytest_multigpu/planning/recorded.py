@@ -197,7 +197,7 @@ class _Run:
                         size,
                         step.rows,
                         step.columns,
-                        outliers=self._outliers(step, gpu.costs),
+                        outliers=self._outliers(step, gpu.costs, block),
                     )
                 ]
             elif op == "mask":
@@ -207,10 +207,12 @@ class _Run:
             elif block is not None:
                 gpu.extend_cache(block, self.tokens, self.batch, self.total)
 
-    def _outliers(self, step: Step, costs: Costs) -> float:
+    def _outliers(self, step: Step, costs: Costs, block: Block | None) -> float:
         if step.columns == self.forward.intermediate:
             return costs.int8_outliers_down
-        return costs.int8_outliers_attended if step in self.attended else costs.int8_outliers
+        if step in self.attended:
+            return costs.int8_outliers_attended
+        return costs.outliers_in(None if block is None else block.layer)
 
 
 def _attended(steps: Sequence[Step], hidden: int, query: int) -> Step | None:

@@ -8,11 +8,18 @@ from dataclasses import replace
 import pytest
 
 from pytest_multigpu.planning.allocator import OTHER_ORDERS, TOP_DOWN
-from pytest_multigpu.planning.costs import CPU, HOPPER, OTHER, Costs
+from pytest_multigpu.planning.costs import (
+    CPU,
+    HOPPER,
+    OTHER,
+    OUTLIERS_FROM,
+    TRAINED_OUTLIERS,
+    Costs,
+)
 from pytest_multigpu.planning.peaks import Predictor, predict, room
 from pytest_multigpu.planning.replay import Loaded, replay
 from pytest_multigpu.records.machine import Gpu, Machine
-from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
+from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier, WeightsSource
 from pytest_multigpu.units import GIB, MIB
 
 Make = Callable[..., Architecture]
@@ -395,3 +402,43 @@ def test_near_its_limit_a_plan_must_fit_in_every_order_of_addresses(make_llama: 
     assert roomy.fits
     usual = Loaded(model, placed, {0: OTHER}).run(context_tokens=2048, batch=4)[0]
     assert roomy.devices[0].peak_bytes == usual.peaks.worst_bytes
+
+
+def test_near_its_limit_a_trained_model_must_fit_wherever_its_outliers_begin(
+    make_llama: Make,
+) -> None:
+    """Synthesised models have none."""
+    sizes = {"layers": 8, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
+    model = make_llama("8bit", **{**SHAPE, **sizes})
+    grows = replace(OTHER, expandable_segments=True)
+
+    def missing(costs: Costs, room_bytes: int) -> int:
+        placed = {block.name: 0 for block in model.blocks}
+        loaded = Loaded(model, placed, {0: costs}, weights="checkpoint")
+        used = loaded.run(context_tokens=2048, batch=8, limits={0: room_bytes})
+        return used[0].missing_bytes
+
+    def fits(free_bytes: int, weights: WeightsSource) -> bool:
+        on = replace(machine(free_bytes), expandable_segments=True)
+        one = Predictor(model, {"": 0}, on, weights=weights)
+        found = one.plan(context_tokens=2048, batch=8, placement="p")
+        assert found.reasons or found.fits
+        assert one.fit(context_tokens=2048, batch=8).fits == found.fits
+        return found.fits
+
+    short, enough = 6034 * MIB, 6100 * MIB
+    trained = [grows.as_trained(first) for first in OUTLIERS_FROM]
+    assert not missing(grows, room(short))
+    assert any(missing(costs, room(short)) for costs in trained)
+    assert not any(missing(costs, room(enough)) for costs in trained)
+    assert fits(short, "synthetic")
+    assert not fits(short, "checkpoint")
+    assert fits(enough, "checkpoint")
+
+
+def test_outliers_begin_in_a_layer() -> None:
+    trained = HOPPER.as_trained(2)
+    shares = [trained.outliers_in(layer) for layer in (None, 0, 1, 2, 79)]
+    assert shares == [0.0, 0.0, 0.0, TRAINED_OUTLIERS, TRAINED_OUTLIERS]
+    assert int(8192 * TRAINED_OUTLIERS) == 7
+    assert HOPPER.outliers_in(79) == 0.0
