@@ -33,8 +33,9 @@ NEW_TOKENS = 8
         ("peaks-h100x1", "H100", 14, 16),
         ("peaks-h200x1", "H200", 30, 16),
         ("peaks-h100x1-expandable", "H100", 4, 16),
-        # In 8 bit the columns with outliers differ from layer to layer.
+        # In 8 bit rare outliers, which synthesised models had then: up to 1.4% off.
         ("peaks-h200x2-expandable", "H200", 18, 96),
+        ("peaks-h200x4-expandable", "H200", 15, 640),
     ],
 )
 def test_peaks_measured_on_gpus(name: str, card: str, rows: int, mib: int) -> None:
