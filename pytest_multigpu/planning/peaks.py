@@ -21,7 +21,7 @@ from .search import Fit
 
 NEAR = 0.9
 """Of a GPU's room: from there on a plan must fit in whatever order the driver gives addresses, and
-wherever a trained model's outliers begin."""
+in 8 bit wherever a trained model's outliers begin: the game's is one."""
 
 
 _Used = tuple[dict[int, Use], dict[int, Use], dict[int, int]]
@@ -150,7 +150,7 @@ class Predictor:
                 Loaded(*alone, self._prices, weights=self.weights, top_down=order)
                 for order in OTHER_ORDERS
             ]
-        if self.architecture.tier == "8bit" and self.weights == "checkpoint":
+        if self.architecture.tier == "8bit":
             others += [
                 Loaded(
                     *alone,

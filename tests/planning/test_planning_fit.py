@@ -164,14 +164,14 @@ def test_a_lower_tier_on_the_same_machine(make_llama: Make) -> None:
     tiers: dict[Tier, Architecture] = {
         tier: make_llama(tier, **SHAPE) for tier in ("16bit", "8bit", "4bit")
     }
-    # Free for nf4 alone: int8 needs 100 MiB more.
+    # Free for nf4 alone: int8 needs 100 MiB more, and some of them for outliers.
     peaks = {
         tier: plan(model, machine(4000), {"": 0}).devices[0].peak_bytes
         for tier, model in tiers.items()
     }
     assert peaks["4bit"] < peaks["8bit"] < peaks["16bit"]
     for tier in ("8bit", "4bit"):
-        on = machine(peaks[tier] * 256 // 255 // MIB + 1)
+        on = machine(peaks[tier] * 256 // 255 // MIB + 64)
         refused = plan(tiers["16bit"], on, {"": 0})
         lower = plan(tiers[tier], on, {"": 0})
         found = remedies(refused, on, architectures=tiers)

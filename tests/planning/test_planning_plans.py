@@ -19,7 +19,7 @@ from pytest_multigpu.planning.costs import (
 from pytest_multigpu.planning.peaks import Predictor, predict, room
 from pytest_multigpu.planning.replay import Loaded, replay
 from pytest_multigpu.records.machine import Gpu, Machine
-from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier, WeightsSource
+from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
 from pytest_multigpu.units import GIB, MIB
 
 Make = Callable[..., Architecture]
@@ -404,25 +404,23 @@ def test_near_its_limit_a_plan_must_fit_in_every_order_of_addresses(make_llama: 
     assert roomy.devices[0].peak_bytes == usual.peaks.worst_bytes
 
 
-def test_near_its_limit_a_trained_model_must_fit_wherever_its_outliers_begin(
-    make_llama: Make,
-) -> None:
-    """Synthesised models have none."""
+def test_near_its_limit_a_plan_in_8_bit_must_fit_wherever_outliers_begin(make_llama: Make) -> None:
+    """Whatever the weights of this run: those of the game are trained."""
     sizes = {"layers": 8, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8}
     model = make_llama("8bit", **{**SHAPE, **sizes})
     grows = replace(OTHER, expandable_segments=True)
 
     def missing(costs: Costs, room_bytes: int) -> int:
         placed = {block.name: 0 for block in model.blocks}
-        loaded = Loaded(model, placed, {0: costs}, weights="checkpoint")
+        loaded = Loaded(model, placed, {0: costs})
         used = loaded.run(context_tokens=2048, batch=8, limits={0: room_bytes})
         return used[0].missing_bytes
 
-    def fits(free_bytes: int, weights: WeightsSource) -> bool:
+    def fits(free_bytes: int) -> bool:
         on = replace(machine(free_bytes), expandable_segments=True)
-        one = Predictor(model, {"": 0}, on, weights=weights)
+        one = Predictor(model, {"": 0}, on)
         found = one.plan(context_tokens=2048, batch=8, placement="p")
-        assert found.reasons or found.fits
+        assert found.fits or found.reasons[0].startswith("GPU 0 lacks ")
         assert one.fit(context_tokens=2048, batch=8).fits == found.fits
         return found.fits
 
@@ -431,9 +429,8 @@ def test_near_its_limit_a_trained_model_must_fit_wherever_its_outliers_begin(
     assert not missing(grows, room(short))
     assert any(missing(costs, room(short)) for costs in trained)
     assert not any(missing(costs, room(enough)) for costs in trained)
-    assert fits(short, "synthetic")
-    assert not fits(short, "checkpoint")
-    assert fits(enough, "checkpoint")
+    assert not fits(short)
+    assert fits(enough)
 
 
 def test_outliers_begin_in_a_layer() -> None:
