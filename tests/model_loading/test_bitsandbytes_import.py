@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,12 +35,6 @@ def test_the_compiler_is_not_imported_with_it() -> None:
 
 
 CAST = """
-import sys
-if sys.argv[1] == "chosen":
-    import logging
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.WARNING)
-if sys.argv[1] == "before":
-    import bitsandbytes
 from pytest_multigpu.model.bitsandbytes_import import import_bitsandbytes
 import_bitsandbytes()
 import torch
@@ -51,14 +45,40 @@ for _ in range(3):
 """
 
 
-@pytest.mark.parametrize(("when", "lines"), [("after", 1), ("before", 1), ("chosen", 3)])
-def test_the_cast_of_each_product_is_logged_once(when: str, lines: int) -> None:
+def test_the_cast_of_each_product_is_logged_once() -> None:
     pytest.importorskip("bitsandbytes")
     done = subprocess.run(
-        [sys.executable, "-c", CAST, when], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", CAST], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("inputs will be cast from torch.bfloat16 to float16") == lines
+    assert done.stderr.count("inputs will be cast from torch.bfloat16 to float16") == 1
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """The logger of LLM.int8's products, as if nobody had set it."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    monkeypatch.setattr(logger, "filters", [])
+    level = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize(("chosen", "lines"), [(logging.NOTSET, 1), (logging.WARNING, 3)])
+def test_who_has_chosen_what_to_hear_of_products_hears_it(
+    products: logging.Logger, caplog: pytest.LogCaptureFixture, chosen: int, lines: int
+) -> None:
+    """Here bitsandbytes may be there already, which makes no difference."""
+    pytest.importorskip("bitsandbytes")
+    products.setLevel(chosen)
+    import_bitsandbytes()
+    import_bitsandbytes()
+    for _ in range(3):
+        products.warning("cast")
+    assert caplog.messages == ["cast"] * lines
+    products.error("no kernel")
+    assert caplog.messages[-1] == "no kernel"
 
 
 def test_functions_are_compiled_when_first_called_and_once(
