@@ -431,6 +431,13 @@ def test_near_its_limit_a_plan_in_8_bit_must_fit_wherever_outliers_begin(make_ll
     assert not any(missing(costs, room(enough)) for costs in trained)
     assert not fits(short)
     assert fits(enough)
+    # The tightest of several GPUs decides, whatever room the others have.
+    spread, size = {"": 0, "lm_head": 1}, {"context_tokens": 2048, "batch": 8}
+    for free, expected in ((5940 * MIB, False), (6040 * MIB, True)):
+        on = replace(machine(free, 80 * GIB), expandable_segments=True)
+        one = Predictor(model, spread, on)
+        assert one.fit(**size).fits is expected
+        assert one.plan(**size, placement="p").fits is expected
 
 
 def test_outliers_begin_in_a_layer() -> None:
