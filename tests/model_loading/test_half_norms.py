@@ -104,3 +104,18 @@ def test_it_is_the_same_model_to_the_bit(
     assert torch.equal(logits, whole_logits)
     assert torch.equal(read * 2, whole_read)
     assert whole_read.abs().max() > 2
+
+
+def test_quantised_it_is_the_same_too() -> None:
+    """Codes do not change with a factor of two, and statistics by just that."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    import torch
+
+    torch.manual_seed(0)
+    matrix = torch.randn(64, 512).mul(0.02).to(torch.bfloat16)
+    once, twice = (functional.quantize_4bit(m, quant_type="nf4") for m in (matrix, matrix * 2))
+    assert torch.equal(once[0], twice[0])
+    assert torch.equal(functional.dequantize_4bit(*once) * 2, functional.dequantize_4bit(*twice))
+    once, twice = (functional.int8_vectorwise_quant(m.half()) for m in (matrix, matrix * 2))
+    assert torch.equal(once[0], twice[0])
+    assert torch.equal(once[1] * 2, twice[1])
