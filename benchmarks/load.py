@@ -8,7 +8,9 @@ it as well, and prints JSON: seconds of every run, medians, ratios, rates, host 
 statistic with ``torch.equal``, of the checkpoint or of what is synthesised: stock takes minutes for
 the whole 70B in 8 bit. ``--readers`` measures fastsafetensors and runai-model-streamer,
 where they are installed, beside a bare parallel read. ``--cold`` drops the files from the page
-cache before each run (give ``--folder`` on a disk). Without GPUs it runs on the CPU, to try it out.
+cache before each run (give ``--folder`` on a disk). ``--host-limit 8`` lets the process have 8 GiB
+more than when it begins to load, as on a host that holds no more (mapped files do not count).
+Without GPUs it runs on the CPU, to try it out.
 
 The 70B takes 141 GB of ``/dev/shm``; with ``--layers N`` it takes about 4.2 + 1.71 N GB.
 """
@@ -20,6 +22,7 @@ import gc
 import json
 import os
 import platform
+import resource
 import shutil
 import sys
 import threading
@@ -39,6 +42,7 @@ from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.model.read_jobs import ReadJob
 from pytest_multigpu.model.reader import ReadAhead
 from pytest_multigpu.model.safetensors_index import checkpoint_files, read_headers
+from pytest_multigpu.units import GIB
 
 TIERS = ("16bit", "4bit", "8bit")
 WRITERS = 16
@@ -187,6 +191,14 @@ class HostMemory:
         memory = Path("/proc/meminfo").read_text()
         available = next(line for line in memory.splitlines() if line.startswith("MemAvail"))
         return int(anonymous.split()[1]) * 1024, int(available.split()[1]) * 1024
+
+
+def limit_host_memory(more_bytes: int) -> None:
+    """From now on this process can allocate so much more, and no byte beyond it."""
+    status = Path("/proc/self/status").read_text()
+    data = next(line for line in status.splitlines() if line.startswith("VmData"))
+    limit = int(data.split()[1]) * 1024 + more_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def drop_from_cache(folder: Path) -> None:
@@ -480,6 +492,7 @@ def main() -> int:
     )
     parser.add_argument("--readers", action="store_true", help="maintained readers as well")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each run")
+    parser.add_argument("--host-limit", type=float, metavar="GIB", help="of more host memory")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint there")
     parser.add_argument("--json", type=Path, help="write the result there too")
     options = parser.parse_args()
@@ -530,6 +543,9 @@ def measure_all(
     places: dict[str, int | str],
     record: Callable[[str, str, Any], None],
 ) -> None:
+    if options.host_limit is not None:
+        limit_host_memory(round(options.host_limit * GIB))
+
     def prepared() -> None:
         gc.collect()
         if options.cold:

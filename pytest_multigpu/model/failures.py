@@ -1,14 +1,16 @@
 """What went wrong while loading, as the one error to show, and letting go of what it holds.
 
-May import errors; torch in functions.
+May import errors and units; torch in functions.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 
 from ..errors import LoadError, MultiGpuError
+from ..units import human_size
 
 
 def problem(error: BaseException, noted: BaseException | None, name: str) -> BaseException:
@@ -24,6 +26,8 @@ def problem(error: BaseException, noted: BaseException | None, name: str) -> Bas
         return cause
     if _is_out_of_memory(cause):
         return LoadError(out_of_memory(cause))
+    if _is_out_of_host_memory(cause):
+        return LoadError(_out_of_host_memory(cause, name))
     text = " ".join(str(cause).split())
     return LoadError(f"{name}: {type(cause).__name__} while loading: {text[:500]}")
 
@@ -45,6 +49,23 @@ def _is_out_of_memory(error: Exception) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "CUDA out of memory" in str(error)
+
+
+def _is_out_of_host_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):  # of a mapping
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
+def _out_of_host_memory(error: Exception, name: str) -> str:
+    """torch says: DefaultCPUAllocator: can't allocate memory: you tried to allocate 8388608 bytes.
+    Error code 12 (Cannot allocate memory)"""
+    tried = re.search(r"tried to allocate (\d+) bytes", str(error))
+    wanted = f": {human_size(int(tried.group(1)))} wanted" if tried else ""
+    return (
+        f"{name}: the host is out of memory while loading{wanted}; place every layer on a GPU "
+        "(--gpu-plan shows what is on cpu), or free the host's memory"
+    )
 
 
 def out_of_memory(error: Exception) -> str:

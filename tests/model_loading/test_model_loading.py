@@ -5,6 +5,8 @@ import errno
 import gc
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 
 from pytest_multigpu.errors import CheckpointError, LoadError, UsageError
 from pytest_multigpu.model.config import ResolvedModel, resolve_config
-from pytest_multigpu.model.failures import out_of_memory
+from pytest_multigpu.model.failures import out_of_memory, problem
 from pytest_multigpu.model.loaded import LoadedModel, release
 from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.records.plan import Tier
@@ -408,10 +410,70 @@ def test_an_error_while_quantising_is_the_one_shown(
     )
 
 
-def test_anout_of_memory_text_without_numbers() -> None:
+def test_an_out_of_memory_text_without_numbers() -> None:
     assert out_of_memory(RuntimeError("CUDA out of memory")) == (
         "out of memory while loading; plan for the free memory or free it (nvidia-smi shows who "
         "holds it)"
+    )
+
+
+LARGER_THAN_THE_HOST = """
+import json, resource, sys
+from pathlib import Path
+from pytest_multigpu.errors import LoadError
+from pytest_multigpu.model.loading import load_model
+
+def load(folder, weights):
+    return load_model(folder, tier="cpu", device_map={"": "cpu"}, weights=weights)
+
+def data_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmData")).split()[1]) * 1024
+
+shape = {"vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 512}
+config = {"model_type": "llama", **shape, "num_hidden_layers": 1, "num_attention_heads": 8}
+Path(sys.argv[1], "config.json").write_text(json.dumps(config))
+loaded = load(sys.argv[1], "synthetic")
+loaded.model.save_pretrained(sys.argv[2])
+del loaded
+before = data_bytes()
+resource.setrlimit(resource.RLIMIT_DATA, (before + 50_000_000, resource.RLIM_INFINITY))
+try:
+    load(sys.argv[2], "checkpoint")
+except LoadError as error:
+    print(error)
+print(data_bytes() < before + 10_000_000)
+"""
+
+
+def test_a_checkpoint_larger_than_the_host_s_memory(tmp_path: Path) -> None:
+    config, written = tmp_path / "config", tmp_path / "written"
+    config.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LARGER_THAN_THE_HOST, str(config), str(written)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == [
+        f"{written}: the host is out of memory while loading: 62.5 MiB wanted; place every layer "
+        "on a GPU (--gpu-plan shows what is on cpu), or free the host's memory",
+        "True",
+    ], done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_the_host_s_memory_ends_in_other_ways(error: Exception) -> None:
+    assert str(problem(error, None, "game")) == (
+        "game: the host is out of memory while loading; place every layer on a GPU (--gpu-plan "
+        "shows what is on cpu), or free the host's memory"
+    )
+
+
+def test_other_errors_of_the_system_are_told_as_they_are() -> None:
+    assert str(problem(OSError(errno.EIO, "Input/output error"), None, "game")) == (
+        "game: OSError while loading: [Errno 5] Input/output error"
     )
 
 
