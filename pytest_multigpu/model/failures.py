@@ -6,6 +6,7 @@ May import errors and units; torch in functions.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import traceback
 
@@ -52,15 +53,16 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_out_of_host_memory(error: Exception) -> bool:
-    if isinstance(error, OSError):  # of a mapping
+    if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in str(error)
 
 
 def _out_of_host_memory(error: Exception, name: str) -> str:
     """torch says: DefaultCPUAllocator: can't allocate memory: you tried to allocate 8388608 bytes.
-    Error code 12 (Cannot allocate memory)"""
-    tried = re.search(r"tried to allocate (\d+) bytes", str(error))
+    Error code 12 (Cannot allocate memory). Or: unable to mmap 1172321704 bytes from file <...>:
+    Cannot allocate memory (12)."""
+    tried = re.search(r"(?:tried to allocate|unable to mmap) (\d+) bytes", str(error))
     wanted = f": {human_size(int(tried.group(1)))} wanted" if tried else ""
     return (
         f"{name}: the host is out of memory while loading{wanted}; place every layer on a GPU "

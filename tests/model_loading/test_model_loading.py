@@ -471,6 +471,14 @@ def test_the_host_s_memory_ends_in_other_ways(error: Exception) -> None:
     )
 
 
+def test_a_file_that_cannot_be_mapped() -> None:
+    text = "unable to mmap 1172321704 bytes from file <a.safetensors>: Cannot allocate memory (12)"
+    assert str(problem(RuntimeError(text), None, "game")) == (
+        "game: the host is out of memory while loading: 1.1 GiB wanted; place every layer on a GPU "
+        "(--gpu-plan shows what is on cpu), or free the host's memory"
+    )
+
+
 def test_other_errors_of_the_system_are_told_as_they_are() -> None:
     assert str(problem(OSError(errno.EIO, "Input/output error"), None, "game")) == (
         "game: OSError while loading: [Errno 5] Input/output error"
