@@ -494,13 +494,25 @@ PLANS = [
         name="context too long for the GPUs",
         issue=2,
         reason=r"GPU 1 lacks \d\.\d GiB: it would peak at 8\d\.\d GiB of 79\.2 GiB free "
-        r"with 131072 tokens x 1; --gpu-context=12\d{4} is the longest that fits as placed",
+        r"with 131072 tokens x 1; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True fits",
         plants=(nvml(gpus=2),),
         args="-m quick --gpu-context=131072",
-        exit=10,
         also=(
             r"GPU 1 lacks \d\.\d GiB of 8\d\.\d GiB",
             r"131072 tokens x 1 were asked for and 12\d{4} fit; --gpu-context=12\d{4}$",
+        ),
+    ),
+    Fault(
+        name="contexts too long for the GPUs",
+        issue=2,
+        reason=r"GPU 1 lacks \d+\.\d GiB: it would peak at \d+\.\d GiB of 79\.2 GiB free "
+        r"with 131072 tokens x 2; --gpu-context=\d{5} is the longest that fits as placed",
+        plants=(nvml(gpus=2),),
+        args="-m quick --gpu-context=131072 --gpu-batch=2",
+        exit=10,
+        also=(
+            r"GPU \d lacks \d+\.\d GiB of \d+\.\d GiB",
+            r"131072 tokens x 2 were asked for and \d{5} fit; --gpu-context=\d{5}$",
         ),
     ),
     Fault(

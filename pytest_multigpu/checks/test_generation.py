@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def test_greedy_generation(
     gpu_model: LoadedModel, generation_reading: GenerationReading
 ) -> list[Record]:
-    """Twice the same tokens, finite logits, cached decoding equal to one uncached forward."""
+    """Twice the same tokens and logits, all finite, and cached decoding equal to one uncached
+    forward."""
     architecture = gpu_model.architecture
     return judge_generation(
         generation_reading, tolerance_for(architecture.tier, architecture.dtype)

@@ -29,28 +29,41 @@ def tolerance_for(tier: Tier, dtype: str) -> float:
 
 
 def judge_generation(reading: GenerationReading, tolerance: float) -> list[Record]:
-    """Same tokens twice, finite logits, cached equals uncached, and the attention-plan trap."""
-    records = [_same(reading), _finite(reading), _agrees(reading, tolerance)]
+    """The same twice, finite logits, cached equals uncached, and the attention-plan trap."""
+    records = [_same(reading, tolerance), _finite(reading), _agrees(reading, tolerance)]
     if reading.cudnn_attention is not None:
         records.append(_new_lengths(reading))
     return records
 
 
-def _same(reading: GenerationReading) -> Record:
+def _same(reading: GenerationReading, tolerance: float) -> Record:
+    """Tokens and, since a few tokens can be equal by chance, logits."""
     first, second = reading.first_tokens, reading.second_tokens
-    equal = first == second and bool(first)
     differ = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-    where = f"token {differ + 1}" if differ is not None else "their length"
+    errors = () if reading.nonfinite_positions else reading.repeat_errors
+    far = [i for i, error in enumerate(errors) if not error <= tolerance]
+    measured, reason = f"{len(first)} equal tokens", ""
+    if first != second or not first:
+        where = f"token {differ + 1}" if differ is not None else "their length"
+        measured = f"different from {where} on"
+        reason = f"two greedy generations of the same prompt differ at {where}"
+    elif far:
+        measured += ", different logits"
+        reason = (
+            f"two greedy generations of the same prompt differ: the logits of {len(far)} of "
+            f"{len(errors)} tokens by more than {tolerance:g} of their spread, first at new token "
+            f"{far[0] + 1}"
+        )
     return Record(
         name="greedy twice",
-        outcome="passed" if equal else "failed",
+        outcome="failed" if reason else "passed",
         expected="equal tokens",
-        measured=f"{len(first)} equal tokens" if equal else f"different from {where} on",
-        reason="" if equal else f"two greedy generations of the same prompt differ at {where}",
-        remedy=""
-        if equal
-        else "run the interconnect checks: wrong copies between GPUs do this "
-        "(pytest --pyargs pytest_multigpu.checks -k interconnect)",
+        measured=measured,
+        reason=reason,
+        remedy="run the interconnect checks: wrong copies between GPUs do this "
+        "(pytest --pyargs pytest_multigpu.checks -k interconnect)"
+        if reason
+        else "",
     )
 
 

@@ -72,7 +72,12 @@ def read_generation(
     import torch
 
     ids, new_tokens = first.prompt, len(first.tokens)
-    second_tokens, _, repeat = generate(loaded, ids, new_tokens)
+    second_tokens, second_logits, repeat = generate(loaded, ids, new_tokens)
+    same_text = 1 + next(
+        (i for i, (a, b) in enumerate(zip(first.tokens, second_tokens, strict=False)) if a != b),
+        new_tokens,
+    )
+    again = compare(second_logits[:same_text], first.logits[:same_text], tolerance)
     uncached = full_logits(loaded, first.text[:-1])
     nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first.logits, len(ids) - 1)))
     agreement = compare(first.logits, uncached[len(ids) - 1 :], tolerance)
@@ -95,6 +100,7 @@ def read_generation(
         agreement=agreement,
         first=first.timing,
         repeat=repeat,
+        repeat_errors=again.relative_errors,
         cudnn_attention=cudnn,
         launch_seconds=launch,
         without_cudnn=without,

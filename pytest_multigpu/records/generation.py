@@ -56,6 +56,9 @@ class GenerationReading:
     """At lengths that this process had not seen before."""
     repeat: Timing
     """The same lengths again."""
+    repeat_errors: tuple[float, ...] = ()
+    """For each new token up to the first that differs: RMS of the difference of the second time's
+    logits from the first time's, over their standard deviation."""
     cudnn_attention: bool | None = None
     """Was cuDNN attention allowed; None without CUDA."""
     launch_seconds: float | None = None

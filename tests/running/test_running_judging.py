@@ -113,7 +113,8 @@ def timing(step: float, waiting: float = 0.5) -> Timing:
 GOOD = GenerationReading(
     prompt_tokens=10, first_tokens=(1, 2), second_tokens=(1, 2), nonfinite_positions=(),
     positions=11, agreement=Agreement(relative_errors=(0.1, 0.2), clear_tokens=1,
-    differing_tokens=0), first=timing(0.1), repeat=timing(0.1), cudnn_attention=True,
+    differing_tokens=0), first=timing(0.1), repeat=timing(0.1), repeat_errors=(0.0, 0.2),
+    cudnn_attention=True,
 )  # fmt: skip
 
 
@@ -133,6 +134,23 @@ def test_generation_at_the_limit_passes_and_over_it_fails() -> None:
             "greedy twice",
             "two greedy generations of the same prompt differ at token 2",
         ),
+        (
+            {"first_tokens": (), "second_tokens": ()},
+            "greedy twice",
+            "two greedy generations of the same prompt differ at their length",
+        ),
+        (
+            {"repeat_errors": (0.3, 0.31)},
+            "greedy twice",
+            "two greedy generations of the same prompt differ: the logits of 1 of 2 tokens by more "
+            "than 0.3 of their spread, first at new token 2",
+        ),
+        (
+            {"repeat_errors": (float("nan"), 0.0)},
+            "greedy twice",
+            "two greedy generations of the same prompt differ: the logits of 1 of 2 tokens by more "
+            "than 0.3 of their spread, first at new token 1",
+        ),
         ({"nonfinite_positions": (4,)}, "finite logits", "NaN or infinity at 1 positions, first 4"),
         ({"positions": 0}, "finite logits", "no position was looked at"),
         (
@@ -145,6 +163,14 @@ def test_generation_at_the_limit_passes_and_over_it_fails() -> None:
 def test_each_fault_has_its_reason(change: dict[str, object], name: str, reason: str) -> None:
     record = by_name(judge_generation(replace(GOOD, **change), 0.3))[name]  # type: ignore[arg-type]
     assert (record.outcome, record.reason) == ("failed", reason)
+
+
+def test_what_is_not_finite_is_told_once() -> None:
+    nan = float("nan")
+    reading = replace(GOOD, nonfinite_positions=(9, 10), repeat_errors=(nan, nan))
+    records = by_name(judge_generation(reading, 0.3))
+    assert records["greedy twice"].outcome == "passed"
+    assert records["finite logits"].outcome == "failed"
 
 
 def test_not_a_number_is_not_agreement() -> None:
