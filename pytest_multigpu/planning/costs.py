@@ -52,7 +52,7 @@ class Costs:
     """What ``Tensor.any`` takes for a moment where LLM.int8 looks for the columns with outliers."""
     int8_outliers: float = 0.0
     """Share of the columns into a hidden-size Linear that LLM.int8 keeps in 16 bit. Synthesised
-    models have none: :mod:`..model.half_norms`."""
+    Llamas have none: :mod:`..model.half_norms`."""
     int8_outliers_from: int = 0
     """The first layer with those columns."""
     int8_outliers_attended: float = 0.005
@@ -88,9 +88,9 @@ class Costs:
 
 
 TRAINED_OUTLIERS = 7 / 8192
-"""Share of the hidden features that are outliers in some text: seven at most in any model that
-Dettmers et al. 2022 (LLM.int8(), arXiv:2208.07339) looked at, in all layers from 6.7 billion
-parameters on."""
+"""Share of the hidden features that are outliers in some text: seven at most in the models of up to
+13 billion parameters that Dettmers et al. 2022 (LLM.int8(), arXiv:2208.07339) looked at, in all
+layers from 6.7 billion on."""
 OUTLIERS_FROM = (0, 1, 2, 4)
 """Layers in which they may begin. What a GPU's first layers leave in torch's cache decides what the
 later ones find there: by one tensor of the intermediate size more or less."""

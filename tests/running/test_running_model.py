@@ -13,7 +13,7 @@ import pytest
 
 from pytest_multigpu.judging.distribution import judge_distribution
 from pytest_multigpu.judging.generation import judge_generation, tolerance_for
-from pytest_multigpu.model import memory, witness
+from pytest_multigpu.model import generation, memory, witness
 from pytest_multigpu.model.generation import (
     first_generation,
     read_generation,
@@ -53,6 +53,28 @@ def test_a_healthy_model_passes_and_every_token_is_timed(tiny: LoadedModel) -> N
     assert len(reading.first.decode_seconds) == len(reading.first.waiting_seconds) == 4
     assert reading.positions == reading.prompt_tokens + 4
     assert reading.cudnn_attention is None
+
+
+def test_the_second_generation_is_held_against_the_first_until_their_texts_part(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = first_generation(tiny, new_tokens=4)
+    real = generation.generate
+    # Another vocabulary's logits, the same tokens: then other tokens from the second one on.
+    for change, compared, found in (
+        (lambda tokens, logits: (tokens, logits.roll(1, dims=-1)), 4, "failed"),
+        (lambda tokens, logits: ((tokens[0], -1, *tokens[2:]), logits), 2, "failed"),
+        (lambda tokens, logits: (tokens, logits), 4, "passed"),
+    ):
+
+        def other(*args: Any, change: Any = change, **more: Any) -> Any:
+            tokens, logits, timing = real(*args, **more)
+            return *change(tokens, logits), timing
+
+        monkeypatch.setattr(generation, "generate", other)
+        reading = read_generation(tiny, first)
+        assert len(reading.repeat_errors) == compared
+        assert outcomes(reading, tiny)["greedy twice"] == found
 
 
 def test_a_cache_that_loses_its_order_is_found(
