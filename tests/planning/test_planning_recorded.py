@@ -21,9 +21,10 @@ from pytest_multigpu.model.config import ResolvedModel
 from pytest_multigpu.model.kv import cache_argument
 from pytest_multigpu.planning.allocator import Allocator
 from pytest_multigpu.planning.barred import runs_on
-from pytest_multigpu.planning.costs import HOPPER
+from pytest_multigpu.planning.costs import HOPPER, TRAINED_OUTLIERS
 from pytest_multigpu.planning.forward import Forward
 from pytest_multigpu.planning.gpu import Gpu
+from pytest_multigpu.planning.linears import Linears
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.recorded import Recorded, forward_of
 from pytest_multigpu.planning.simulate import simulate
@@ -292,6 +293,34 @@ def test_int8_refuses_an_input_of_four_dimensions() -> None:
     assert (plan.fits, plan.reasons) == (False, (sentence,))
     assert not runs_on((9, 0), model)
     assert not runs_on(None, model)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_outliers_begin_in_a_layer_however_it_is_replayed(
+    recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = described("llama", "8bit")
+    assert model.passes is not None
+    if not recorded:
+        model = replace(model, passes=None)
+    seen: list[float] = []
+    run = Linears.run
+
+    def watched(*arguments: Any, outliers: float = 0.0) -> Any:
+        seen.append(outliers)
+        return run(*arguments, outliers=outliers)
+
+    monkeypatch.setattr(Linears, "run", watched)
+    gpu = Gpu(allocator=Allocator(), costs=HOPPER.as_trained(1))
+    forward_of(model, logits_rows=1).run(
+        [(block, gpu) for block in model.blocks], tokens=TOKENS, batch=1, total_tokens=TOKENS
+    )
+    attended = HOPPER.int8_outliers_attended
+
+    def layer(share: float) -> list[float]:
+        return [share] * 3 + [attended] + [share] * 2 + [0.0]
+
+    assert seen == [*layer(0.0), *layer(TRAINED_OUTLIERS), *layer(TRAINED_OUTLIERS)]
 
 
 def test_int8s_outliers_are_unknown_without_a_norm() -> None:
