@@ -1,10 +1,15 @@
-"""What benchmarks share: arguments, hardware and versions, JSON, pytest without other plugins."""
+"""What benchmarks share: arguments, hardware and versions, JSON, pytest without other plugins, GPU
+memory that another process holds."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -49,6 +54,28 @@ def load(arguments: argparse.Namespace, gpus: int) -> Any:
     return load_model(
         resolved, tier=arguments.tier, device_map=spread(layers, gpus), weights="synthetic"
     )
+
+
+@contextmanager
+def held_by_another(script: str, *arguments: object) -> Iterator[None]:
+    """Another process that holds memory of the GPUs.
+
+    :param script: Python; says ``holding`` once it does, and ends when its stdin does.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "holding":
+            raise SystemExit("the memory could not be held")
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def gpu_count() -> int:

@@ -21,9 +21,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from _common import held_by_another
 
 from pytest_multigpu.machine.nvml import read_machine
 from pytest_multigpu.records.machine import Machine
@@ -32,11 +34,11 @@ CHECKS = (sys.executable, "-m", "pytest", "--pyargs", "pytest_multigpu.checks")
 AUTO_SHARE = {"16bit": 0.9, "8bit": 0.81, "4bit": 0.81}
 """Of a lone GPU, what transformers' planner and bitsandbytes let ``auto`` use."""
 HOG = """
-import sys, time, torch
+import sys, torch
 held = torch.empty(int(sys.argv[2]), dtype=torch.uint8, device=f"cuda:{sys.argv[1]}")
 torch.cuda.synchronize()
 print("holding", flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
@@ -139,7 +141,7 @@ def all_scenarios(machine: Machine, folder: Path) -> Iterator[Scenario]:
         args=(*best, "-m", "quick", "--gpu-wait=1"),
         exit_code=1,
         line=rf"^NOT READY: GPU {hogged} .* GiB free; found .* GiB .*held by",
-        during=lambda: hog(hogged, held),
+        during=lambda: held_by_another(HOG, hogged, held),
     )
     whole, cut = folder / "whole", folder / "cut"
     yield Scenario(
@@ -181,23 +183,6 @@ def write_checkpoint(folder: Path) -> None:
         "loaded.tokenizer.save_pretrained(sys.argv[1])\n"
     )
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True)
-
-
-@contextmanager
-def hog(cuda_index: int, size_bytes: int) -> Iterator[None]:
-    """Another process holding memory on one GPU."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOG, str(cuda_index), str(size_bytes)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "holding"
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def run(scenario: Scenario, label: str, out: Path) -> bool:

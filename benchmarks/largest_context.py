@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from _common import held_by_another
 from peaks import STEPS, UsedMemory, generate
 
 from pytest_multigpu.beside_plan import longest_contexts
@@ -54,7 +52,9 @@ def main() -> int:
     parser.add_argument("--free", type=float, metavar="GIB", help="hold what is free beyond this")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    with nullcontext() if options.free is None else holding(round(options.free * GIB)):
+    if options.free is None:
+        return measure(options)
+    with held_by_another(HOLD, round(options.free * GIB)):
         return measure(options)
 
 
@@ -128,25 +128,6 @@ def run(plan: Plan, used: UsedMemory) -> dict[str, object]:
         "measured_bytes": peaks,
         "limit_bytes": {d.device: d.limit_bytes for d in plan.devices},
     }
-
-
-@contextmanager
-def holding(free_bytes: int) -> Iterator[None]:
-    """Another process that leaves that much of each GPU free."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(free_bytes)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        if process.stdout.readline().strip() != "holding":
-            raise SystemExit("the memory could not be held")
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":

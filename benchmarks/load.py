@@ -186,18 +186,18 @@ class HostMemory:
     @staticmethod
     def _now() -> tuple[int, int]:
         """Anonymous resident bytes (mapped files are page cache), and MemAvailable."""
-        status = Path("/proc/self/status").read_text()
-        anonymous = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-        memory = Path("/proc/meminfo").read_text()
-        available = next(line for line in memory.splitlines() if line.startswith("MemAvail"))
-        return int(anonymous.split()[1]) * 1024, int(available.split()[1]) * 1024
+        return kernel_bytes("self/status", "RssAnon"), kernel_bytes("meminfo", "MemAvailable")
+
+
+def kernel_bytes(name: str, key: str) -> int:
+    """A figure of ``/proc/<name>``."""
+    lines = Path("/proc", name).read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1]) * 1024
 
 
 def limit_host_memory(more_bytes: int) -> None:
     """From now on this process can allocate so much more, and no byte beyond it."""
-    status = Path("/proc/self/status").read_text()
-    data = next(line for line in status.splitlines() if line.startswith("VmData"))
-    limit = int(data.split()[1]) * 1024 + more_bytes
+    limit = kernel_bytes("self/status", "VmData") + more_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 

@@ -30,9 +30,7 @@ from pytest_multigpu.model import synthetic
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.planning.balance import balanced
-from pytest_multigpu.planning.costs import costs_for
 from pytest_multigpu.planning.linears import Linears
-from pytest_multigpu.planning.replay import outside
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Plan
@@ -48,9 +46,9 @@ class Case:
     context_tokens: int
     batch: int
     expandable_segments: bool
-    reserved_bytes: tuple[int, ...]
+    reserved_bytes: Sequence[int]
     """By GPU: the most."""
-    columns: tuple[tuple[int, ...], ...]
+    columns: Sequence[Sequence[int]]
     """In the prefill, by layer and Linear: columns in 16 bit."""
 
 
@@ -99,8 +97,10 @@ def measured(machine: Machine, context: int, batch: int, whole_norms: bool) -> C
 
 def reserved(plan: Plan) -> list[int]:
     """What torch's allocator has of each GPU when a plan's ``generate`` has most."""
-    beside = outside(costs_for((9, 0)).in_tier("8bit"))
-    return [peaks.predicted(device, "generate") - beside for device in plan.devices]
+    return [
+        peaks.predicted(device, "generate") - device.parts["decode"].context_bytes
+        for device in plan.devices
+    ]
 
 
 def replayed(machine: Machine, plan: Plan, case: Case) -> list[int]:
@@ -183,16 +183,7 @@ def main() -> int:
             "cases": cases,
         }
         options.out.with_suffix(".json").write_text(json.dumps(data) + "\n")
-    found = [
-        Case(
-            **{
-                **case,
-                "reserved_bytes": tuple(case["reserved_bytes"]),
-                "columns": tuple(map(tuple, case["columns"])),
-            }
-        )
-        for case in data["cases"]
-    ]
+    found = [Case(**case) for case in data["cases"]]
     text, worst = table(data["hardware"], simulate(data["simulate"]), found)
     print(text)
     options.out.with_suffix(".md").write_text(text)

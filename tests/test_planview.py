@@ -122,10 +122,15 @@ def test_balanced_is_held_against_what_auto_holds(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(beside_plan, "longest_balanced", watched)
     settings = Settings(model="llama-3.2-1b", tier="4bit", batch=8)
-    rows = longest_contexts(PlanBook(settings, simulate("2x3GiB"), os.environ), ["4bit"])
-    auto, balanced, grown = (row.tokens for row in rows)
-    assert begun == [auto, balanced]
-    assert auto <= balanced <= grown
+    book = PlanBook(settings, simulate("2x3GiB"), os.environ)
+    rows = longest_contexts(book)
+    tokens = [row.tokens for row in rows]
+    auto, balanced, grown = tokens[::3], tokens[1::3], tokens[2::3]
+    assert begun == [n for pair in zip(auto, balanced, strict=True) for n in pair]
+    assert all(less <= more for less, more in zip(auto, balanced, strict=True))
+    assert all(less <= more for less, more in zip(balanced, grown, strict=True))
+    # One tier alone is the same row for row.
+    assert longest_contexts(book, ["4bit"]) == tuple(row for row in rows if row.tier == "4bit")
 
 
 def test_the_allocator_of_the_environment_is_planned_for(

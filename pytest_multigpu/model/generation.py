@@ -73,11 +73,6 @@ def read_generation(
 
     ids, new_tokens = first.prompt, len(first.tokens)
     second_tokens, second_logits, repeat = generate(loaded, ids, new_tokens)
-    same_text = 1 + next(
-        (i for i, (a, b) in enumerate(zip(first.tokens, second_tokens, strict=False)) if a != b),
-        new_tokens,
-    )
-    again = compare(second_logits[:same_text], first.logits[:same_text], tolerance)
     uncached = full_logits(loaded, first.text[:-1])
     nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first.logits, len(ids) - 1)))
     agreement = compare(first.logits, uncached[len(ids) - 1 :], tolerance)
@@ -90,7 +85,7 @@ def read_generation(
             with without_cudnn_attention():
                 # Lengths that no pass has met; the last ids again keep the prompt plausible.
                 longer = (*ids, *ids[-new_tokens:])
-                _, _, without = generate(loaded, longer, max(3, new_tokens // 2))
+                _, _, without = generate(loaded, longer, 3)
     return GenerationReading(
         prompt_tokens=len(ids),
         first_tokens=first.tokens,
@@ -100,7 +95,7 @@ def read_generation(
         agreement=agreement,
         first=first.timing,
         repeat=repeat,
-        repeat_errors=again.relative_errors,
+        repeat_errors=compare(second_logits, first.logits, tolerance).relative_errors,
         cudnn_attention=cudnn,
         launch_seconds=launch,
         without_cudnn=without,

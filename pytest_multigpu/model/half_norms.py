@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-NORMS = frozenset({"input_layernorm", "post_attention_layernorm"})
-READERS = frozenset(
+_NORMS = frozenset({"input_layernorm", "post_attention_layernorm"})
+_READERS = frozenset(
     {
         *(f"self_attn.{name}_proj" for name in "qkv"),
         *(f"mlp.{name}_proj" for name in ("gate", "up")),
@@ -40,8 +40,8 @@ def factors(names: Iterable[str], zeros: Collection[str] = ()) -> dict[str, floa
             blocks.setdefault(found["block"], set()).add(found["module"])
     made: dict[str, float] = {}
     for block, modules in blocks.items():
-        norms = [f"{block}.{norm}.weight" for norm in NORMS]
-        if modules - _MAYBE == NORMS | READERS | _REST and not any(n in zeros for n in norms):
+        norms = [f"{block}.{norm}.weight" for norm in _NORMS]
+        if modules - _MAYBE == _NORMS | _READERS | _REST and not any(n in zeros for n in norms):
             made |= dict.fromkeys(norms, 0.5)
-            made |= {f"{block}.{reader}.weight": 2.0 for reader in READERS}
+            made |= {f"{block}.{reader}.weight": 2.0 for reader in _READERS}
     return made

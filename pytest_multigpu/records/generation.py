@@ -57,8 +57,8 @@ class GenerationReading:
     repeat: Timing
     """The same lengths again."""
     repeat_errors: tuple[float, ...] = ()
-    """For each new token up to the first that differs: RMS of the difference of the second time's
-    logits from the first time's, over their standard deviation."""
+    """For each new token: RMS of the difference of the second time's logits from the first time's,
+    over their standard deviation. Of the same text as long as the tokens are equal."""
     cudnn_attention: bool | None = None
     """Was cuDNN attention allowed; None without CUDA."""
     launch_seconds: float | None = None

@@ -170,8 +170,9 @@ def test_a_lower_tier_on_the_same_machine(make_llama: Make) -> None:
         for tier, model in tiers.items()
     }
     assert peaks["4bit"] < peaks["8bit"] < peaks["16bit"]
-    for tier in ("8bit", "4bit"):
-        on = machine(peaks[tier] * 256 // 255 // MIB + 64)
+    room_for_outliers: dict[Tier, int] = {"8bit": 48, "4bit": 0}
+    for tier, outliers in room_for_outliers.items():
+        on = machine(peaks[tier] * 256 // 255 // MIB + 1 + outliers)
         refused = plan(tiers["16bit"], on, {"": 0})
         lower = plan(tiers[tier], on, {"": 0})
         found = remedies(refused, on, architectures=tiers)

@@ -28,7 +28,7 @@ NEW_TOKENS = 8
 
 
 @pytest.mark.parametrize(
-    ("name", "card", "rows", "mib"),
+    ("name", "card", "rows", "int8_mib"),
     [
         ("peaks-h100x1", "H100", 14, 16),
         ("peaks-h200x1", "H200", 30, 16),
@@ -38,7 +38,8 @@ NEW_TOKENS = 8
         ("peaks-h200x4-expandable", "H200", 15, 640),
     ],
 )
-def test_peaks_measured_on_gpus(name: str, card: str, rows: int, mib: int) -> None:
+def test_peaks_measured_on_gpus(name: str, card: str, rows: int, int8_mib: int) -> None:
+    """:param int8_mib: how far off a generation in 8 bit may be; all else 16 MiB."""
     found = list(_measured(name))
     assert len(found) == rows
     for row in found:
@@ -55,6 +56,7 @@ def test_peaks_measured_on_gpus(name: str, card: str, rows: int, mib: int) -> No
             "generate": max(peaks.prefill_bytes, peaks.decode_bytes),
             "probe": peaks.probe_bytes,
         }[row["phase"]]
+        mib = int8_mib if (row["tier"], row["phase"]) == ("8bit", "generate") else 16
         assert abs(predicted - row["measured_bytes"]) <= mib * MIB, row
 
 
