@@ -418,7 +418,7 @@ def test_an_out_of_memory_text_without_numbers() -> None:
 
 
 LARGER_THAN_THE_HOST = """
-import json, resource, sys
+import json, resource, sys, threading
 from pathlib import Path
 from pytest_multigpu.errors import LoadError
 from pytest_multigpu.model.loading import load_model
@@ -436,6 +436,7 @@ Path(sys.argv[1], "config.json").write_text(json.dumps(config))
 loaded = load(sys.argv[1], "synthetic")
 loaded.model.save_pretrained(sys.argv[2])
 del loaded
+threading.stack_size(1 << 18)  # else it is the readers' stacks that find no memory
 before = data_bytes()
 resource.setrlimit(resource.RLIMIT_DATA, (before + 50_000_000, resource.RLIM_INFINITY))
 try:
