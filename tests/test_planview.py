@@ -158,7 +158,10 @@ def test_whose_prices_the_table_shows(pytester: pytest.Pytester, tmp_path: Path)
         pytester, SMALL_LLAMA, "--gpu-simulate=1xT4", f"--gpu-catalogue={given}", "--gpu-tier=fp16"
     )
     assert result.ret == 0
-    asked = "what to rent for 2048 tokens x 1, layers in even shares, the 6 cheapest of each tier; "
+    asked = (
+        "what to rent for 2048 tokens x 1 with --gpu-placement=balanced, the 6 cheapest of each "
+        "tier; "
+    )
     result.stdout.fnmatch_lines(
         [
             f"{asked}speeds are estimates",

@@ -58,6 +58,18 @@ def balanced_plan(
     return search.settled(search.started()).plan
 
 
+def fitting_plan(
+    architecture: Architecture, machine: Machine, tokens: int, batch: int
+) -> Plan | None:
+    """The first plan that fits on the way to the balanced one, whose fullest GPU is no fuller.
+
+    None if that one does not fit either.
+    """
+    search = _Search(architecture, machine, tokens, batch, "synthetic", enough_if_fits=True)
+    plan = search.settled(search.started()).plan
+    return plan if plan.fits else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Spread:
     """A partition and what a replay says of it."""
@@ -86,7 +98,10 @@ class _Search:
         tokens: int,
         batch: int,
         weights: WeightsSource,
+        *,
+        enough_if_fits: bool = False,
     ) -> None:
+        self._enough = enough_if_fits
         self._architecture, self._machine = architecture, machine
         self._tokens, self._batch, self._weights = tokens, batch, weights
         self._groups = units(architecture)
@@ -107,6 +122,8 @@ class _Search:
         base = dict(self._contexts)
         spread = self._replayed(self._partition(base))
         for _ in range(1, ROUNDS):
+            if self._enough and spread.plan.fits:
+                return spread
             for i, need in spread.needs.items():
                 first = sum(spread.counts[:i])
                 base[i] = need - sum(self._sizes[first : first + spread.counts[i]])
@@ -121,6 +138,8 @@ class _Search:
         better: _Spread | None = spread
         while better is not None:
             spread = better
+            if self._enough and spread.plan.fits:
+                return spread
             rank = spread.rank
             better = next((one for one in self._moved(spread) if one.rank < rank), None)
         return spread

@@ -1,4 +1,8 @@
-"""What to rent: the configurations that fit, cheapest first.
+"""What to rent: the configurations that fit under the balanced placement, cheapest first.
+
+Where even shares of the layers leave every GPU some room, balanced ones do too, and many types
+share that replay. Only near a GPU's limit a balanced plan of the very machine is looked for; not
+where even shares would be too much for the mean GPU, although now and then one fits there.
 
 Speeds are estimates for transformers' ``generate`` (:mod:`.speed`). Layers run one after the other,
 so more GPUs do not make one sequence faster. Imports records and its own part.
@@ -7,16 +11,20 @@ so more GPUs do not make one sequence faster. Imports records and its own part.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
+from ..records.machine import Machine
 from ..records.plan import Architecture, Parts, Tier
 from ..records.rent import RentRow
+from .balance import fitting_plan
 from .barred import runs_on
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
-from .peaks import room
+from .peaks import NEAR, room
 from .replay import kv_bytes, replay
+from .simulate import idle_machine
 from .speed import step_seconds
 
 MAX_COUNT = 16
@@ -110,7 +118,8 @@ def _fewest(
     batch: int,
     needs: dict[tuple[Tier, int, Costs], _Need],
 ) -> tuple[int, int] | None:
-    """The fewest equal GPUs that fit, and the fullest one's predicted peak."""
+    """The fewest equal GPUs that fit, and the fullest one's predicted peak in a split that does."""
+    most = room(row.free_bytes)
     # The weights must be somewhere; beyond that every count that may do is tried.
     count = architecture.weights_bytes // row.free_bytes + 1
     while count <= MAX_COUNT:
@@ -118,17 +127,28 @@ def _fewest(
         if key not in needs:
             needs[key] = _need(architecture, count, costs, context, batch)
         need = needs[key]
-        if need.peak_bytes <= room(row.free_bytes):
+        if need.peak_bytes <= NEAR * most:
             return count, need.peak_bytes
+        if need.mean_bytes <= most:
+            plan = fitting_plan(architecture, _machine(row, count, costs), context, batch)
+            if plan is not None:
+                return count, max(device.peak_bytes for device in plan.devices)
         count = max(count + 1, fewest(need.shared_bytes, need.own_bytes, row.free_bytes))
     return None
 
 
+def _machine(row: GpuType, count: int, costs: Costs) -> Machine:
+    machine = idle_machine([row] * count, f"{count}x{row.key}")
+    return replace(machine, expandable_segments=costs.expandable_segments)
+
+
 class _Need(NamedTuple):
-    """What a number of equal GPUs needs."""
+    """What a number of equal GPUs needs, with the layers in even shares."""
 
     peak_bytes: int
     """On the fullest."""
+    mean_bytes: int
+    """On one of them: no split has much less on its fullest."""
     shared_bytes: int
     """Weights and KV cache of all."""
     own_bytes: int
@@ -152,4 +172,5 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
         batch=batch,
     )
     peaks = [use.peaks.worst_bytes for use in used.values()]
-    return _Need(max(peaks), sum(sizes), min(least_own(use.parts) for use in used.values()))
+    own = min(least_own(use.parts) for use in used.values())
+    return _Need(max(peaks), sum(peaks) // count, sum(sizes), own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ..errors import UsageError
 from ..records.machine import Gpu, Machine
@@ -22,29 +23,37 @@ def simulate(spec: str, catalogue: tuple[GpuType, ...] = CATALOGUE) -> Machine:
 
     :raises UsageError: starts with ``--gpu-simulate: ``.
     """
-    gpus: list[Gpu] = []
+    types: list[GpuType] = []
     for part in spec.split("+"):
         count, row = _group(part, spec, catalogue)
-        for _ in range(count):
-            index = len(gpus)
-            gpus.append(
-                Gpu(
-                    index=index,
-                    cuda_index=index,
-                    uuid=f"SIMULATED-{index}",
-                    name=row.name,
-                    total_bytes=row.total_bytes,
-                    free_bytes=row.free_bytes,
-                    reserved_bytes=row.reserved_bytes,
-                    capability=row.capability,
-                    nvlinks=row.nvlinks,
-                )
-            )
-        if len(gpus) > MAX_GPUS:
+        types += [row] * count
+        if len(types) > MAX_GPUS:
             raise UsageError(
                 f"--gpu-simulate: {spec!r} has more than {MAX_GPUS} GPUs; simulate at most that"
             )
-    return Machine(gpus=tuple(gpus), visible=tuple(range(len(gpus))), simulated=spec)
+    return idle_machine(types, spec)
+
+
+def idle_machine(types: Sequence[GpuType], spec: str) -> Machine:
+    """One GPU of each type, all visible, nothing used.
+
+    :param spec: what was asked for.
+    """
+    gpus = tuple(
+        Gpu(
+            index=index,
+            cuda_index=index,
+            uuid=f"SIMULATED-{index}",
+            name=row.name,
+            total_bytes=row.total_bytes,
+            free_bytes=row.free_bytes,
+            reserved_bytes=row.reserved_bytes,
+            capability=row.capability,
+            nvlinks=row.nvlinks,
+        )
+        for index, row in enumerate(types)
+    )
+    return Machine(gpus=gpus, visible=tuple(range(len(gpus))), simulated=spec)
 
 
 def _group(part: str, spec: str, catalogue: tuple[GpuType, ...]) -> tuple[int, GpuType]:

@@ -9,17 +9,14 @@ from .plan import Tier
 
 @dataclass(frozen=True, kw_only=True)
 class RentRow:
-    """A number of equal GPUs on which a model fits in a tier, its layers in even shares by bytes.
-
-    With a long context the balanced placement may need fewer.
-    """
+    """The fewest equal GPUs found on which a model fits in a tier under the balanced placement."""
 
     gpu: str
     """The catalogue's key: ``H100``, ``A100-80GB``."""
     count: int
     tier: Tier
     peak_bytes: int
-    """Predicted peak of the fullest GPU."""
+    """Predicted peak of the fullest GPU in a split that fits: under balanced it is no higher."""
     free_bytes: int
     """Of one such GPU when idle."""
     tokens_per_second: float

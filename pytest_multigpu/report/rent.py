@@ -42,8 +42,8 @@ def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Li
     return [
         Line(""),
         Line(
-            f"what to rent for {plan.context_tokens} tokens x {plan.batch}, layers in even shares, "
-            f"the {most} cheapest of each tier; speeds are estimates"
+            f"what to rent for {plan.context_tokens} tokens x {plan.batch} with "
+            f"--gpu-placement=balanced, the {most} cheapest of each tier; speeds are estimates"
         ),
         Line(_origin(shown)),
         *table_lines(head, cells, right=range(2, 6)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_multigpu.errors import UsageError
 from pytest_multigpu.planning import balance
-from pytest_multigpu.planning.balance import balanced, balanced_plan
+from pytest_multigpu.planning.balance import balanced, balanced_plan, fitting_plan
 from pytest_multigpu.planning.costs import costs_for
 from pytest_multigpu.planning.partition import place_groups, units
 from pytest_multigpu.planning.peaks import Predictor
@@ -231,6 +231,11 @@ def test_no_partition_is_better(
     found = planned(balanced(model, machine, context_tokens=context, batch=batch))
     assert fullest(found) == min(map(fullest, plans))
     assert found.fits == any(plan.fits for plan in plans)
+    enough = fitting_plan(model, machine, context, batch)
+    assert (enough is not None) == found.fits
+    if enough is not None:
+        assert enough.fits
+        assert fullest(enough) >= fullest(found)
 
 
 def test_a_gpu_without_memory_is_no_way_out(make_llama: Callable[..., Architecture]) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
 
 from pytest_multigpu.planning import peaks, rent
+from pytest_multigpu.planning.balance import balanced_plan
 from pytest_multigpu.planning.barred import runs_on
 from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import SPARE_SHARE, costs_for
 from pytest_multigpu.planning.partition import place_groups, units
 from pytest_multigpu.planning.rent import fewest, rent_table, tokens_per_second
-from pytest_multigpu.planning.replay import replay
-from pytest_multigpu.records.plan import Architecture, Tier
+from pytest_multigpu.planning.replay import Use, replay
+from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.records.plan import Architecture, Plan, Tier
 from pytest_multigpu.records.rent import RentRow
 from pytest_multigpu.units import GIB, MIB
 
@@ -98,19 +100,92 @@ def test_a_row_in_numbers(make_llama: Make) -> None:
     assert row.peak_bytes == used[0].peaks.worst_bytes
 
 
+def card(free: int) -> GpuType:
+    return GpuType(
+        key="C",
+        name="Card",
+        total_bytes=free + 1,
+        reserved_bytes=1,
+        bandwidth_gb_s=100,
+        price_usd_hour=1.0,
+    )
+
+
+def worst(used: Mapping[int, Use]) -> int:
+    return max(use.peaks.worst_bytes for use in used.values())
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_three_cards_do_where_even_shares_would_take_four(grows: bool, make_llama: Make) -> None:
+    """32 sequences of 8,000 tokens take more on the first GPU, which gets fewer layers."""
+    model = small(make_llama, layers=8, intermediate=1024, kv_heads=8, vocab=1000)
+    machine = replace(simulate("3x80GiB"), expandable_segments=grows)
+    balanced = balanced_plan(model, machine, 8000, 32)
+    assert balanced is not None
+    peak = max(device.peak_bytes for device in balanced.devices)
+    for even in ([3, 3, 2], [3, 2, 3]):
+        used = replay(
+            model,
+            place_groups(model, units(model), even),
+            dict.fromkeys(range(3), costs_for(None, expandable_segments=grows)),
+            context_tokens=8000,
+            batch=32,
+        )
+        assert worst(used) > peak * 1.04
+
+    def row(free: int) -> RentRow:
+        (found,) = rent_table(
+            {"16bit": model}, context_tokens=8000, batch=32, catalogue=(card(free),),
+            expandable_segments=grows,
+        )  # fmt: skip
+        return found
+
+    assert row(peak).count == 3
+    assert row(peak).peak_bytes <= peak
+    assert row(peak * 96 // 100).count == 4
+
+
+@pytest.mark.parametrize(("gpu", "context"), [("A6000", 8192), ("L40S", 2048)])
+def test_balanced_fits_on_what_is_offered_and_not_on_one_fewer(
+    gpu: str, context: int, make_llama: Make
+) -> None:
+    model, found = make_llama(), find(gpu)
+    assert found is not None
+    (row,) = rent_table({"16bit": model}, context_tokens=context, batch=8, catalogue=(found,))
+
+    def plan(count: int) -> Plan:
+        made = balanced_plan(model, simulate(f"{count}x{gpu}"), context, 8)
+        assert made is not None
+        return made
+
+    assert plan(row.count).fits
+    assert not plan(row.count - 1).fits
+    # That of a split that fits, which the balanced one can only better.
+    peak = max(device.peak_bytes for device in plan(row.count).devices)
+    assert peak <= row.peak_bytes <= row.free_bytes
+
+
+def test_near_the_limit_a_row_must_fit_as_a_plan_must(make_llama: Make) -> None:
+    """In 8 bit wherever outliers begin: here that takes more than the replay without them."""
+    model = small(make_llama, "8bit")
+    on_one: dict[str, int | str] = {block.name: 0 for block in model.blocks}
+    used = replay(model, on_one, {0: costs_for(None)}, context_tokens=2048, batch=4)
+
+    def count(free: int) -> int:
+        (found,) = rent_table(
+            {"8bit": model}, context_tokens=2048, batch=4, catalogue=(card(free),)
+        )
+        return found.count
+
+    assert count(worst(used) * 2) == 1
+    assert count(worst(used)) == 2
+
+
 def test_the_fewest_cards_that_hold_it_to_the_byte(make_llama: Make) -> None:
     model = small(make_llama)
 
     def count(free: int) -> list[tuple[int, int]]:
-        card = GpuType(
-            key="C",
-            name="Card",
-            total_bytes=free + 1,
-            reserved_bytes=1,
-            bandwidth_gb_s=100,
-            price_usd_hour=1.0,
-        )
-        rows = rent_table({"16bit": model}, context_tokens=512, batch=1, catalogue=(card,))
+        rows = rent_table({"16bit": model}, context_tokens=512, batch=1, catalogue=(card(free),))
         return [(row.count, row.peak_bytes) for row in rows]
 
     ((one, peak),) = count(8 * GIB)

@@ -73,8 +73,8 @@ def test_whose_prices_and_of_when(rows: list[RentRow], said: str) -> None:
     asked = plan()
     assert [line.text for line in rent_lines(rows, asked)][:3] == [
         "",
-        f"what to rent for {asked.context_tokens} tokens x {asked.batch}, layers in even shares, "
-        "the 6 cheapest of each tier; speeds are estimates",
+        f"what to rent for {asked.context_tokens} tokens x {asked.batch} with "
+        "--gpu-placement=balanced, the 6 cheapest of each tier; speeds are estimates",
         said,
     ]
 
