@@ -18,7 +18,7 @@ from .planning.longest import longest_balanced
 from .planning.rent import rent_table
 from .records.machine import Machine
 from .records.plan import LongestContext, Tier
-from .records.rent import RentRow
+from .records.rent import SHOWN, RentRow
 from .records.tiers import GPU_TIERS
 
 
@@ -76,8 +76,8 @@ def _balanced(book: PlanBook, tier: Tier, machine: Machine, *, known: int) -> in
 
 
 def rentable(book: PlanBook) -> tuple[RentRow, ...]:
-    """What could be rented for this model and context, by price, in every tier; from the disk
-    cache if it is there."""
+    """What could be rented for this model and context, by price, as many rows of every tier as
+    are shown; from the disk cache if it is there."""
     settings = book.settings
     size = {"context_tokens": settings.context, "batch": settings.batch}
     grows = book.machine.expandable_segments
@@ -85,7 +85,9 @@ def rentable(book: PlanBook) -> tuple[RentRow, ...]:
 
     def compute() -> tuple[RentRow, ...]:
         architectures = {tier: book.architecture(tier) for tier in GPU_TIERS}
-        return rent_table(architectures, **size, catalogue=catalogue, expandable_segments=grows)
+        return rent_table(
+            architectures, **size, catalogue=catalogue, expandable_segments=grows, most=SHOWN
+        )
 
     return cache.rent(
         {

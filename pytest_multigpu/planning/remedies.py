@@ -20,7 +20,7 @@ from .grown import GROWS, may_fit
 from .longest import Spread, longest_balanced
 from .peaks import Predictor
 from .reasons import NOTABLE
-from .rent import fewest, least_own, rent_table
+from .rent import by_price, fewest, least_own
 from .simulate import simulate
 
 WOULD_DO = "with nothing else on them would do with --gpu-placement=balanced: free their memory"
@@ -229,8 +229,8 @@ class _Search:
                 changes = "" if tier == plan.architecture.tier else f"--gpu-tier={tier} "
                 changes += "" if context == tokens else f"--gpu-context={context} "
                 changes += "" if batch == plan.batch else f"--gpu-batch={batch} "
-                for row in rent_table(
-                    {tier: architecture},
+                for row in by_price(
+                    architecture,
                     context_tokens=context,
                     batch=batch,
                     catalogue=self.catalogue,

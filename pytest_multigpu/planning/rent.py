@@ -10,11 +10,12 @@ so more GPUs do not make one sequence faster. Imports records and its own part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from heapq import heappop, heappush
+from itertools import islice
 from typing import NamedTuple
 
-from ..records.machine import Machine
 from ..records.plan import Architecture, Parts, Tier
 from ..records.rent import RentRow
 from .balance import fitting_plan
@@ -39,43 +40,73 @@ def rent_table(
     batch: int,
     catalogue: tuple[GpuType, ...] = CATALOGUE,
     expandable_segments: bool = False,
+    most: int | None = None,
 ) -> tuple[RentRow, ...]:
     """For each GPU type with a price and each tier the fewest GPUs that fit, by price.
 
     :param architectures: the same model in each tier to consider.
     :param expandable_segments: of torch's allocator, see :class:`.Machine`.
+    :param most: rows of each tier, the cheapest; None for all.
     """
-    rows = []
-    needs: dict[tuple[Tier, int, Costs], _Need] = {}
-    for row in catalogue:
-        if row.price_usd_hour is None:
-            continue
-        for tier, architecture in architectures.items():
-            if not runs_on(row.capability, architecture):
-                continue
-            costs = costs_for(row.capability, expandable_segments=expandable_segments)
-            found = _fewest(row, architecture, costs, context_tokens, batch, needs)
-            if found is None:
-                continue
-            count, peak = found
-            speed = tokens_per_second(
-                architecture, row, count, context_tokens=context_tokens, batch=batch
-            )
-            price = row.price_usd_hour * count
-            rows.append(
-                RentRow(
-                    gpu=row.key,
-                    count=count,
-                    tier=tier,
-                    peak_bytes=peak,
-                    free_bytes=row.free_bytes,
-                    tokens_per_second=speed,
-                    price_usd_hour=price,
-                    price_guessed=row.price_guessed,
-                    usd_per_million_tokens=price / (speed * 3600) * 1e6,
-                )
-            )
+    rows: list[RentRow] = []
+    for architecture in architectures.values():
+        offers = by_price(
+            architecture,
+            context_tokens=context_tokens,
+            batch=batch,
+            catalogue=catalogue,
+            expandable_segments=expandable_segments,
+        )
+        rows += islice(offers, most)
     return tuple(sorted(rows, key=lambda r: (r.price_usd_hour, r.gpu, r.tier)))
+
+
+def by_price(
+    architecture: Architecture,
+    *,
+    context_tokens: int,
+    batch: int,
+    catalogue: tuple[GpuType, ...] = CATALOGUE,
+    expandable_segments: bool = False,
+) -> Iterator[RentRow]:
+    """The rows of one tier, each looked for when it is asked for: dearer ones cost no time.
+
+    What could be the cheapest is tried first; if it does not do, more GPUs of its type wait for
+    their turn.
+    """
+    look = _Look(architecture, context_tokens, batch, expandable_segments)
+    turns: list[tuple[float, str, int, int]] = []
+
+    def wait(place: int, count: int) -> None:
+        row = catalogue[place]
+        if row.price_usd_hour is not None and count <= MAX_COUNT:
+            heappush(turns, (row.price_usd_hour * count, row.key, count, place))
+
+    for place, row in enumerate(catalogue):
+        if runs_on(row.capability, architecture):
+            # The weights must be somewhere; beyond that every count that may do is tried.
+            wait(place, architecture.weights_bytes // row.free_bytes + 1)
+    while turns:
+        price, key, count, place = heappop(turns)
+        row = catalogue[place]
+        peak = look.peak(row, count)
+        if peak is None:
+            wait(place, look.following(row, count))
+            continue
+        speed = tokens_per_second(
+            architecture, row, count, context_tokens=context_tokens, batch=batch
+        )
+        yield RentRow(
+            gpu=key,
+            count=count,
+            tier=architecture.tier,
+            peak_bytes=peak,
+            free_bytes=row.free_bytes,
+            tokens_per_second=speed,
+            price_usd_hour=price,
+            price_guessed=row.price_guessed,
+            usd_per_million_tokens=price / (speed * 3600) * 1e6,
+        )
 
 
 def tokens_per_second(
@@ -110,38 +141,6 @@ def least_own(parts: Mapping[str, Parts]) -> int:
     return max(part.own_bytes for part in parts.values())
 
 
-def _fewest(
-    row: GpuType,
-    architecture: Architecture,
-    costs: Costs,
-    context: int,
-    batch: int,
-    needs: dict[tuple[Tier, int, Costs], _Need],
-) -> tuple[int, int] | None:
-    """The fewest equal GPUs that fit, and the fullest one's predicted peak in a split that does."""
-    most = room(row.free_bytes)
-    # The weights must be somewhere; beyond that every count that may do is tried.
-    count = architecture.weights_bytes // row.free_bytes + 1
-    while count <= MAX_COUNT:
-        key = (architecture.tier, count, costs)
-        if key not in needs:
-            needs[key] = _need(architecture, count, costs, context, batch)
-        need = needs[key]
-        if need.peak_bytes <= NEAR * most:
-            return count, need.peak_bytes
-        if need.mean_bytes <= most:
-            plan = fitting_plan(architecture, _machine(row, count, costs), context, batch)
-            if plan is not None:
-                return count, max(device.peak_bytes for device in plan.devices)
-        count = max(count + 1, fewest(need.shared_bytes, need.own_bytes, row.free_bytes))
-    return None
-
-
-def _machine(row: GpuType, count: int, costs: Costs) -> Machine:
-    machine = idle_machine([row] * count, f"{count}x{row.key}")
-    return replace(machine, expandable_segments=costs.expandable_segments)
-
-
 class _Need(NamedTuple):
     """What a number of equal GPUs needs, with the layers in even shares."""
 
@@ -153,6 +152,42 @@ class _Need(NamedTuple):
     """Weights and KV cache of all."""
     own_bytes: int
     """Beside those, on the GPU with the least of it."""
+
+
+class _Look:
+    """One model and context, tried on numbers of equal GPUs."""
+
+    def __init__(
+        self, architecture: Architecture, context: int, batch: int, expandable_segments: bool
+    ) -> None:
+        self._architecture, self._context, self._batch = architecture, context, batch
+        self._grows = expandable_segments
+        self._needs: dict[tuple[int, Costs], _Need] = {}
+
+    def peak(self, row: GpuType, count: int) -> int | None:
+        """The fullest GPU's predicted peak in a split that fits; None if none was found."""
+        most, need = room(row.free_bytes), self._need(row, count)
+        if need.peak_bytes <= NEAR * most:
+            return need.peak_bytes
+        if need.mean_bytes > most:
+            return None
+        machine = idle_machine([row] * count, f"{count}x{row.key}")
+        machine = replace(machine, expandable_segments=self._grows)
+        plan = fitting_plan(self._architecture, machine, self._context, self._batch)
+        return None if plan is None else max(device.peak_bytes for device in plan.devices)
+
+    def following(self, row: GpuType, count: int) -> int:
+        """The next number that may do where ``count`` does not."""
+        need = self._need(row, count)
+        return max(count + 1, fewest(need.shared_bytes, need.own_bytes, row.free_bytes))
+
+    def _need(self, row: GpuType, count: int) -> _Need:
+        costs = costs_for(row.capability, expandable_segments=self._grows)
+        if (count, costs) not in self._needs:
+            self._needs[count, costs] = _need(
+                self._architecture, count, costs, self._context, self._batch
+            )
+        return self._needs[count, costs]
 
 
 def _need(architecture: Architecture, count: int, costs: Costs, context: int, batch: int) -> _Need:

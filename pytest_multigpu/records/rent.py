@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .plan import Tier
 
+SHOWN = 6
+"""Rows of each tier that are shown, the cheapest."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RentRow:

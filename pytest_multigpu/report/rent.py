@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..records.plan import TIERS, Plan
-from ..records.rent import RentRow
+from ..records.rent import SHOWN, RentRow
 from ..units import GIB
 from .tables import Line, table_lines
 
 
-def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = 6) -> list[Line]:
+def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = SHOWN) -> list[Line]:
     """For the plan's model and context, the best tier first, ``most`` rows of each by price."""
     shown = [
         row for tier in reversed(TIERS) for row in [one for one in rows if one.tier == tier][:most]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from pytest_multigpu.planning.barred import runs_on
 from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import SPARE_SHARE, costs_for
 from pytest_multigpu.planning.partition import place_groups, units
-from pytest_multigpu.planning.rent import fewest, rent_table, tokens_per_second
+from pytest_multigpu.planning.rent import by_price, fewest, rent_table, tokens_per_second
 from pytest_multigpu.planning.replay import Use, replay
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.plan import Architecture, Plan, Tier
@@ -163,6 +164,37 @@ def test_balanced_fits_on_what_is_offered_and_not_on_one_fewer(
     # That of a split that fits, which the balanced one can only better.
     peak = max(device.peak_bytes for device in plan(row.count).devices)
     assert peak <= row.peak_bytes <= row.free_bytes
+
+
+def test_what_is_dearer_takes_no_time(make_llama: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest row is there before anything is replayed for a dearer one."""
+    replays: list[int] = []
+    real = rent._need
+
+    def counted(*arguments: Any) -> Any:
+        replays.append(arguments[1])
+        return real(*arguments)
+
+    monkeypatch.setattr(rent, "_need", counted)
+    model = small(make_llama)
+    cheap = replace(card(8 * GIB), key="A", price_usd_hour=0.4)
+    (alone,) = rent_table({"16bit": model}, context_tokens=512, batch=1, catalogue=(cheap,))
+    replays.clear()
+    less = card(alone.peak_bytes - 1)
+    less = replace(less, key="B", price_usd_hour=0.3)
+    dear = replace(card(8 * GIB), key="D", price_usd_hour=2.0, capability=(9, 0))
+    types = (dear, less, cheap)
+    offers = by_price(model, context_tokens=512, batch=1, catalogue=types)
+    first = next(offers)
+    assert (first.gpu, first.count) == ("A", 1)
+    assert replays == [1]  # of B and of A, which take the same
+    assert [(row.gpu, row.count) for row in offers] == [("B", 2), ("D", 1)]
+    assert replays == [1, 2, 1]
+    tiers: dict[Tier, Architecture] = {"16bit": model, "4bit": small(make_llama, "4bit")}
+    table = rent_table(tiers, context_tokens=512, batch=1, catalogue=types, most=2)
+    assert [(row.gpu, row.tier) for row in table] == [
+        ("B", "4bit"), ("A", "16bit"), ("A", "4bit"), ("B", "16bit"),
+    ]  # fmt: skip
 
 
 def test_near_the_limit_a_row_must_fit_as_a_plan_must(make_llama: Make) -> None:
