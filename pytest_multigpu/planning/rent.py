@@ -2,7 +2,7 @@
 
 Where even shares of the layers leave every GPU some room, balanced ones do too, and many types
 share that replay. Only near a GPU's limit a balanced plan of the very machine is looked for; not
-where even shares would be too much for the mean GPU, although now and then one fits there.
+where even shares would be too much for the mean GPU.
 
 Speeds are estimates for transformers' ``generate`` (:mod:`.speed`). Layers run one after the other,
 so more GPUs do not make one sequence faster. Imports records and its own part.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..records.plan import Architecture, Parts, Tier
 from ..records.rent import RentRow
 from .balance import fitting_plan
-from .barred import runs_on
+from .barred import beyond_positions, runs_on
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
 from .partition import Card, contiguous, place_groups, units
@@ -72,8 +72,10 @@ def by_price(
     """The rows of one tier, each looked for when it is asked for: dearer ones cost no time.
 
     What could be the cheapest is tried first; if it does not do, more GPUs of its type wait for
-    their turn.
+    their turn. None for more tokens than the model has positions.
     """
+    if beyond_positions(architecture, context_tokens):
+        return
     look = _Look(architecture, context_tokens, batch, expandable_segments)
     turns: list[tuple[float, str, int, int]] = []
 
@@ -146,8 +148,9 @@ class _Need(NamedTuple):
 
     peak_bytes: int
     """On the fullest."""
-    mean_bytes: int
-    """On one of them: no split has much less on its fullest."""
+    least_bytes: int
+    """About the least that would do on the mean one, cached memory given back: no split does with
+    much less on its fullest."""
     shared_bytes: int
     """Weights and KV cache of all."""
     own_bytes: int
@@ -169,7 +172,7 @@ class _Look:
         most, need = room(row.free_bytes), self._need(row, count)
         if need.peak_bytes <= NEAR * most:
             return need.peak_bytes
-        if need.mean_bytes > most:
+        if need.least_bytes > most:
             return None
         machine = idle_machine([row] * count, f"{count}x{row.key}")
         machine = replace(machine, expandable_segments=self._grows)
@@ -208,4 +211,6 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
     )
     peaks = [use.peaks.worst_bytes for use in used.values()]
     own = min(least_own(use.parts) for use in used.values())
-    return _Need(max(peaks), sum(peaks) // count, sum(sizes), own)
+    return _Need(
+        max(peaks), sum(use.least_bytes for use in used.values()) // count, sum(sizes), own
+    )

@@ -14,9 +14,9 @@ from pytest_multigpu.planning.barred import runs_on
 from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import SPARE_SHARE, costs_for
 from pytest_multigpu.planning.partition import place_groups, units
-from pytest_multigpu.planning.rent import by_price, fewest, rent_table, tokens_per_second
+from pytest_multigpu.planning.rent import NEVER, by_price, fewest, rent_table, tokens_per_second
 from pytest_multigpu.planning.replay import Use, replay
-from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.planning.simulate import idle_machine, simulate
 from pytest_multigpu.records.plan import Architecture, Plan, Tier
 from pytest_multigpu.records.rent import RentRow
 from pytest_multigpu.units import GIB, MIB
@@ -180,7 +180,7 @@ def test_what_is_dearer_takes_no_time(make_llama: Make, monkeypatch: pytest.Monk
     cheap = replace(card(8 * GIB), key="A", price_usd_hour=0.4)
     (alone,) = rent_table({"16bit": model}, context_tokens=512, batch=1, catalogue=(cheap,))
     replays.clear()
-    less = card(alone.peak_bytes - 1)
+    less = card(alone.peak_bytes * 85 // 100)
     less = replace(less, key="B", price_usd_hour=0.3)
     dear = replace(card(8 * GIB), key="D", price_usd_hour=2.0, capability=(9, 0))
     types = (dear, less, cheap)
@@ -195,6 +195,12 @@ def test_what_is_dearer_takes_no_time(make_llama: Make, monkeypatch: pytest.Monk
     assert [(row.gpu, row.tier) for row in table] == [
         ("B", "4bit"), ("A", "16bit"), ("A", "4bit"), ("B", "16bit"),
     ]  # fmt: skip
+
+
+def test_no_machine_has_more_positions(make_llama: Make) -> None:
+    tiers: dict[Tier, Architecture] = {"16bit": replace(small(make_llama), max_context=4096)}
+    assert rent_table(tiers, context_tokens=4096, batch=1)
+    assert rent_table(tiers, context_tokens=4097, batch=1) == ()
 
 
 def test_near_the_limit_a_row_must_fit_as_a_plan_must(make_llama: Make) -> None:
@@ -214,21 +220,30 @@ def test_near_the_limit_a_row_must_fit_as_a_plan_must(make_llama: Make) -> None:
 
 
 def test_the_fewest_cards_that_hold_it_to_the_byte(make_llama: Make) -> None:
+    """As a plan of that very machine says, down to the last byte that does."""
     model = small(make_llama)
 
-    def count(free: int) -> list[tuple[int, int]]:
+    def count(free: int) -> int:
         rows = rent_table({"16bit": model}, context_tokens=512, batch=1, catalogue=(card(free),))
-        return [(row.count, row.peak_bytes) for row in rows]
+        return rows[0].count if rows else NEVER
 
-    ((one, peak),) = count(8 * GIB)
-    assert one == 1
-    assert count(peak) == [(1, peak)]
-    ((two, less),) = count(peak - 1)
-    assert two == 2
-    assert less < peak
-    assert count(less) == [(2, less)]
-    assert count(less - 1)[0][0] == 3
-    assert count(700 * MIB) == []
+    def fits(gpus: int, free: int) -> bool:
+        plan = balanced_plan(model, idle_machine([card(free)] * gpus, ""), 512, 1)
+        return plan is not None and plan.fits
+
+    assert count(8 * GIB) == 1
+    assert count(700 * MIB) == NEVER
+    for gpus in (1, 2, 3):
+        too_few, enough = 700 * MIB, 8 * GIB
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            if count(middle) <= gpus:
+                enough = middle
+            else:
+                too_few = middle
+        assert (count(enough), count(too_few)) == (gpus, gpus + 1)
+        assert fits(gpus, enough)
+        assert not fits(gpus, too_few)
 
 
 def test_what_has_no_price_or_cannot_run_is_left_out(make_llama: Make) -> None:
@@ -370,10 +385,10 @@ def test_cards_are_spread_by_the_cache_as_well(make_llama: Make) -> None:
             key="C", name="C", total_bytes=free, reserved_bytes=0, bandwidth_gb_s=1,
             price_usd_hour=1.0,
         )  # fmt: skip
-        (found,) = rent_table({"16bit": model}, context_tokens=200_000, batch=1, catalogue=(card,))
+        (found,) = rent_table({"16bit": model}, context_tokens=131_072, batch=1, catalogue=(card,))
         return found
 
-    two = row(row(80 * GIB).peak_bytes - 1)
+    two = row(row(80 * GIB).peak_bytes * 85 // 100)
     assert two.count == 2
     halves = []
     for first in range(1, 12):
@@ -381,7 +396,7 @@ def test_cards_are_spread_by_the_cache_as_well(make_llama: Make) -> None:
             model,
             place_groups(model, units(model), [first, 12 - first]),
             dict.fromkeys(range(2), costs_for(None)),
-            context_tokens=200_000,
+            context_tokens=131_072,
             batch=1,
         )
         halves.append(max(use.peaks.worst_bytes for use in used.values()))
