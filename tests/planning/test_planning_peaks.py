@@ -143,10 +143,10 @@ def test_the_largest_context_fits_and_5_percent_more_is_refused(make_llama: Make
 
 
 def test_balanced_nf4_holds_a_longer_context_than_a_lopsided_map(make_llama: Make) -> None:
-    model, machine = make_llama("4bit"), simulate("4x20GiB")
-    # As auto filled four H100s: 6.9, 9.4, 9.4 and 14.1 GiB.
-    ends, lopsided = [10, 30, 50, 80], {"": 3, "model.embed_tokens": 0}
-    for i in range(80):
+    model, machine = make_llama("4bit", layers=24), simulate("4x8GiB")
+    # As auto filled four H100s: 6.9, 9.4, 9.4 and 14.1 GiB of 80 layers.
+    ends, lopsided = [3, 9, 15, 24], {"": 3, "model.embed_tokens": 0}
+    for i in range(24):
         lopsided[f"model.layers.{i}"] = next(g for g, end in enumerate(ends) if i < end)
 
     def spread(tokens: int) -> DeviceMap:

@@ -141,7 +141,7 @@ def test_a_hang_that_nothing_interrupts_ends_the_run_with_a_report(
 HANGING_LOAD = """
     import time
     from pytest_multigpu.model import loading
-    loading.load_model = lambda *arguments, **options: time.sleep(3)
+    loading.load_model = lambda *arguments, **options: time.sleep(2)
 """
 
 
