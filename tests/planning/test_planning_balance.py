@@ -21,6 +21,7 @@ from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.machine import Machine
 from pytest_multigpu.records.plan import Architecture, DeviceMap, Plan, Tier
+from pytest_multigpu.units import GIB
 
 
 @pytest.mark.parametrize(("free", "gpu"), [((0, 0), None), ((1, 0), 0), ((0, 1), 1)])
@@ -133,18 +134,24 @@ def test_what_passes_take_counts_beside_the_weights(
     assert min(range(9), key=utilisation) == layers
 
 
-def test_what_cannot_change_is_not_replayed_again(
-    make_llama: Callable[..., Architecture], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[DeviceMap] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[DeviceMap]:
+    """The placements that were replayed."""
+    found: list[DeviceMap] = []
 
     def watched(
         model: Architecture, placed: DeviceMap, machine: Machine, **others: Any
     ) -> Predictor:
-        made.append(placed)
+        found.append(placed)
         return Predictor(model, placed, machine, **others)
 
     monkeypatch.setattr(balance, "Predictor", watched)
+    return found
+
+
+def test_what_cannot_change_is_not_replayed_again(
+    make_llama: Callable[..., Architecture], made: list[DeviceMap]
+) -> None:
     model = make_llama(layers=8, hidden=512, intermediate=2048, heads=8, kv_heads=2, vocab=1000)
     (gpu,) = simulate("1x8GiB").gpus
     full = replace(gpu, index=1, cuda_index=1, free_bytes=0)
@@ -156,6 +163,41 @@ def test_what_cannot_change_is_not_replayed_again(
     balanced(model, simulate("2x8GiB"), context_tokens=64, batch=1)
     assert 1 <= len(made) < balance.ROUNDS
     assert all(made.count(placed) == 1 for placed in made)
+
+
+def test_a_fit_is_looked_for_while_there_may_be_one(
+    make_llama: Callable[..., Architecture], made: list[DeviceMap]
+) -> None:
+    """3, 3 and 2 layers by their bytes; 1, 4 and 3 take 2.5% less, and nothing much less."""
+    model = make_llama(heads=8, **shaped(8, 2048, 1024, 8, 1000))
+    roomy = simulate("3x80GiB")
+
+    def layers(plan: Plan | None) -> list[int]:
+        assert plan is not None
+        on = [plan.device_map[f"model.layers.{i}"] for i in range(8)]
+        return [on.count(i) for i in range(3)]
+
+    best = balanced_plan(model, roomy, 8000, 4)
+    assert best is not None
+    assert layers(best) == [1, 4, 3]
+    peak = max(device.peak_bytes for device in best.devices)
+
+    def looked(free: int) -> tuple[Plan | None, int]:
+        made.clear()
+        gpus = tuple(replace(gpu, free_bytes=free) for gpu in roomy.gpus)
+        return fitting_plan(model, replace(roomy, gpus=gpus), 8000, 4), len(made)
+
+    first, replays = looked(80 * GIB)
+    assert (layers(first), replays) == ([3, 3, 2], 1)
+    moved, replays = looked(peak)
+    assert layers(moved) != [3, 3, 2]
+    assert replays > 1
+    near, replays = looked(peak * 97 // 100)
+    assert near is None
+    assert replays > balance.ROUNDS
+    far, replays = looked(peak * 95 // 100)
+    assert far is None
+    assert replays <= balance.ROUNDS
 
 
 Shape = dict[str, int]
