@@ -162,6 +162,13 @@ class Allocator:
         self.reserved -= self._whole_free
         self._whole_free = 0
 
+    def limit_to(self, limit_bytes: int) -> None:
+        """From here on the driver has no more than that, since something else than a tensor takes
+        the rest: nothing is given back for it, so what is held beyond it is missing now."""
+        self.limit_bytes = limit_bytes
+        if self.reserved > limit_bytes:
+            self._run_out(0)
+
     def restart_peaks(self) -> None:
         """``torch.cuda.reset_peak_memory_stats()``."""
         self.peak_reserved = self.reserved

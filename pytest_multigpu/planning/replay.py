@@ -191,8 +191,8 @@ class Loaded:
                 if allocator.peak_reserved > room:
                     allocator = self._load(index, room).allocator
                 if not allocator.missing_bytes:
-                    allocator.limit_bytes = room - costs.module_bytes
-            allocator.least_limit = 0
+                    allocator.limit_to(room - costs.module_bytes)
+            allocator.least_limit = allocator.reserved
             gpus[index] = Gpu(allocator=allocator, costs=costs)
         return gpus
 

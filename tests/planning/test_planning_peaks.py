@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.fit import choose_tier, largest_context
-from pytest_multigpu.planning.peaks import predict
+from pytest_multigpu.planning.peaks import Predictor, predict
 from pytest_multigpu.planning.remedies import remedies
 from pytest_multigpu.planning.replay import kv_bytes
 from pytest_multigpu.planning.simulate import simulate
@@ -198,7 +198,31 @@ SMALL = st.fixed_dictionaries(
 )
 
 
+ONE_LAYER = {"layers": 1, "hidden": 512, "intermediate": 5632, "heads": 8, "kv_heads": 1,
+             "head_dim": 64, "vocab": 1000}  # fmt: skip
+
+
+def test_kernels_need_room_beside_what_is_held(make_llama: Make) -> None:
+    """No tensor of so short a pass asks the driver for anything."""
+    model = make_llama("4bit", **ONE_LAYER)
+    on_one = {block.name: 0 for block in model.blocks}
+
+    def spare(mib: int) -> int:
+        found = Predictor(model, on_one, simulate(f"1x{mib}MiB")).fit(context_tokens=1, batch=1)
+        assert found.fits is (found.spare_bytes >= 0)
+        return found.spare_bytes
+
+    assert spare(1130) < 0 <= spare(1300)
+    short = plan(model, "1x1130MiB", on_one, 1, 1)
+    assert not short.fits
+    assert short.reasons == (
+        "GPU 0 lacks 0.1 GiB: it would peak at 0.7 GiB of 0.6 GiB free with 1 tokens x 1",
+    )
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+# The pass asks for no segment, and its kernels find no room.
+@example(shape=ONE_LAYER, tier="4bit", mib=[1130], context=1, batch=1, which=0, more=1)
 @given(
     shape=SMALL,
     tier=st.sampled_from(["16bit", "8bit", "4bit"]),
