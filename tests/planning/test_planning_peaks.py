@@ -212,7 +212,7 @@ def test_kernels_need_room_beside_what_is_held(make_llama: Make) -> None:
         assert found.fits is (found.spare_bytes >= 0)
         return found.spare_bytes
 
-    assert spare(1130) < 0 <= spare(1300)
+    assert spare(1130) < spare(1200) < 0 <= spare(1210)
     short = plan(model, "1x1130MiB", on_one, 1, 1)
     assert not short.fits
     assert short.reasons == (
