@@ -169,7 +169,7 @@ class _Look:
 
     def peak(self, row: GpuType, count: int) -> int | None:
         """The fullest GPU's predicted peak in a split that fits; None if none was found."""
-        most, need = room(row.free_bytes), self._need(row, count)
+        most, need = room(row.free_bytes), self._evenly(row, count)
         if need.peak_bytes <= NEAR * most:
             return need.peak_bytes
         if need.least_bytes > most:
@@ -181,10 +181,10 @@ class _Look:
 
     def following(self, row: GpuType, count: int) -> int:
         """The next number that may do where ``count`` does not."""
-        need = self._need(row, count)
+        need = self._evenly(row, count)
         return max(count + 1, fewest(need.shared_bytes, need.own_bytes, row.free_bytes))
 
-    def _need(self, row: GpuType, count: int) -> _Need:
+    def _evenly(self, row: GpuType, count: int) -> _Need:
         costs = costs_for(row.capability, expandable_segments=self._grows)
         if (count, costs) not in self._needs:
             self._needs[count, costs] = _need(
@@ -209,8 +209,10 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
         context_tokens=context,
         batch=batch,
     )
-    peaks = [use.peaks.worst_bytes for use in used.values()]
-    own = min(least_own(use.parts) for use in used.values())
+    uses = used.values()
     return _Need(
-        max(peaks), sum(use.least_bytes for use in used.values()) // count, sum(sizes), own
+        peak_bytes=max(use.peaks.worst_bytes for use in uses),
+        least_bytes=sum(use.least_bytes for use in uses) // count,
+        shared_bytes=sum(sizes),
+        own_bytes=min(least_own(use.parts) for use in uses),
     )

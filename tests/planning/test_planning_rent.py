@@ -328,11 +328,7 @@ def test_more_cards_than_layers_help_no_more(make_llama: Make) -> None:
     model = small(make_llama, layers=2)
 
     def rows(free: int) -> list[tuple[int, int]]:
-        card = GpuType(
-            key="C", name="C", total_bytes=free, bandwidth_gb_s=1, price_usd_hour=1.0,
-            reserved_bytes=0,
-        )  # fmt: skip
-        table = rent_table({"16bit": model}, context_tokens=16, batch=1, catalogue=(card,))
+        table = rent_table({"16bit": model}, context_tokens=16, batch=1, catalogue=(card(free),))
         return [(row.count, row.peak_bytes) for row in table]
 
     ((_, one),) = rows(8 * GIB)
@@ -345,10 +341,9 @@ def test_more_cards_than_layers_help_no_more(make_llama: Make) -> None:
 def cards(make: Make, *, free: int, context: int = 512, **shape: int) -> list[RentRow]:
     """The row of a card with so many free bytes."""
     model = small(make, "16bit", **shape)
-    card = GpuType(
-        key="C", name="C", total_bytes=free, reserved_bytes=0, bandwidth_gb_s=1, price_usd_hour=1.0
+    return list(
+        rent_table({"16bit": model}, context_tokens=context, batch=1, catalogue=(card(free),))
     )
-    return list(rent_table({"16bit": model}, context_tokens=context, batch=1, catalogue=(card,)))
 
 
 @pytest.mark.parametrize(("layers", "offered"), [(16, [16]), (17, [])])
@@ -381,11 +376,9 @@ def test_cards_are_spread_by_the_cache_as_well(make_llama: Make) -> None:
     )
 
     def row(free: int) -> RentRow:
-        card = GpuType(
-            key="C", name="C", total_bytes=free, reserved_bytes=0, bandwidth_gb_s=1,
-            price_usd_hour=1.0,
-        )  # fmt: skip
-        (found,) = rent_table({"16bit": model}, context_tokens=131_072, batch=1, catalogue=(card,))
+        (found,) = rent_table(
+            {"16bit": model}, context_tokens=131_072, batch=1, catalogue=(card(free),)
+        )
         return found
 
     two = row(row(80 * GIB).peak_bytes * 85 // 100)
