@@ -79,7 +79,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "planning.remedies": (f"{_PLAN}fit.py",),
     "planning.replay": (f"{_PLAN}replay.py", f"{_PLAN}plans.py", f"{_PLAN}peaks.py"),
     "planning.rent": (f"{_PLAN}rent.py",),
-    "planning.speed": (f"{_PLAN}rent.py", "tests/running/test_running_judging.py"),
+    "planning.speed": (f"{_PLAN}speed.py", f"{_PLAN}rent.py"),
     "planning.search": (f"{_PLAN}search.py",),
     "planning.simulate": (f"{_PLAN}catalogue.py",),
     "judging.verdict": ("tests/report/test_report_verdict.py",),

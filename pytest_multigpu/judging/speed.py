@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ..planning.speed import step_seconds
+from ..planning.device_maps import device_of
+from ..planning.speed import step_bytes, step_seconds
 from ..records.check import Record
 from ..records.generation import GenerationReading, Timing
 from ..records.model import Placement
@@ -21,20 +22,33 @@ TOO_FAST: Final = 1.1
 """Faster than the floor by more than this: the bandwidth or the clock is wrong."""
 
 
-def floor_seconds(placement: Placement, bandwidth: Mapping[str, float]) -> float | None:
-    """Least seconds of one decode step at batch 1: every GPU reads its weights, one after another.
+def memory_seconds(
+    placement: Placement,
+    bandwidth: Mapping[str, float],
+    architecture: Architecture,
+    *,
+    copies: bool = False,
+) -> float | None:
+    """Seconds that the memory of the GPUs, one after another, takes for one decode step of one
+    sequence: the least, or with ``copies`` what transformers moves (``planning.speed.step_bytes``).
 
     :param bandwidth: bytes a second of each device's memory, by device name.
     :return: None if a device's bandwidth is not known or a weight is on no GPU.
     """
+    moved = step_bytes(architecture, copies=copies)
+    # Of each device: what its blocks move beyond their weights; less than nothing if not all.
+    beside: dict[str, int] = {}
+    for block in architecture.blocks:
+        device = f"cuda:{device_of(block.name, placement.device_map)}"
+        beside[device] = beside.get(device, 0) + moved[block.name] - block.weights_bytes
     total = 0.0
-    for device in placement.devices:
-        if not device.weights_bytes:
+    for found in placement.devices:
+        if not found.weights_bytes:
             continue
-        speed = bandwidth.get(device.device)
+        speed = bandwidth.get(found.device)
         if not speed:
             return None
-        total += device.weights_bytes / speed
+        total += (found.weights_bytes + beside.get(found.device, 0)) / speed
     return total or None
 
 
@@ -71,18 +85,13 @@ def judge_speed(
         )
     )
     if any(device.device.startswith("cuda:") for device in placement.devices):
-        floor = floor_seconds(placement, bandwidth)
+        floor = memory_seconds(placement, bandwidth, architecture)
         records.append(_floor(step, floor, offloaded, cause))
         launch = reading.launch_seconds
-        if floor is not None and launch is not None and not offloaded:
+        moved = memory_seconds(placement, bandwidth, architecture, copies=True)
+        if moved is not None and launch is not None and not offloaded:
             gpus = sum(device.device.startswith("cuda:") for device in placement.devices)
-            expected = step_seconds(
-                floor,
-                layers=architecture.layers,
-                tier=architecture.tier,
-                gpus=gpus,
-                launch_seconds=launch,
-            )
+            expected = step_seconds(architecture, moved, gpus=gpus, launch_seconds=launch)
             records.append(_stack(step, expected, launch, cause if warn else ""))
     return records
 

@@ -216,6 +216,8 @@ class _Sums:
     load_transient_bytes: int = 0
     quantised_parameters: int = 0
     unquantised_bytes: int = 0
+    routed_bytes: int = 0
+    routed_share: float = 1.0
     tied_to: str | None = None
     names: list[str] = field(default_factory=list)
 
@@ -227,6 +229,7 @@ def _blocks(meta: MetaModel, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
     sums = {part.name: _Sums() for part in parts}
     layers = {part.name for part in parts if part.kind == "layer"}
     sizer = Sizer(model, dtype)
+    chosen = _chosen_experts(meta.config.get_text_config(decoder=True))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = _owner(name, sums)
         entry = sums[owner]
@@ -244,6 +247,10 @@ def _blocks(meta: MetaModel, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
             entry.quantised_parameters += parameter.numel()
         elif meta.quantizer is not None and owner in layers and parameter.ndim > 1:
             entry.unquantised_bytes += size.in_memory
+        experts = _experts(model, name, parameter)
+        if experts:
+            entry.routed_bytes += size.in_memory
+            entry.routed_share = min(1.0, (chosen or experts) / experts)
     blocks = []
     for part in parts:
         entry = sums[part.name]
@@ -258,12 +265,28 @@ def _blocks(meta: MetaModel, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
                 load_transient_bytes=entry.load_transient_bytes,
                 quantised_parameters=entry.quantised_parameters,
                 unquantised_bytes=entry.unquantised_bytes,
+                routed_bytes=entry.routed_bytes,
+                routed_share=entry.routed_share,
                 kv_bytes_per_token=cached.bytes_per_token if cached else 0,
                 kv_window=cached.window if cached else None,
                 tied_to=entry.tied_to,
             )
         )
     return tuple(blocks)
+
+
+def _experts(model: Any, name: str, parameter: Any) -> int:
+    """How many experts' matrices the parameter is; 0 if it is something else."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    experts = getattr(module, "num_experts", None)
+    stacked = parameter.ndim == 3 and parameter.shape[0] == experts
+    return int(parameter.shape[0]) if stacked else 0
+
+
+def _chosen_experts(text: Any) -> int | None:
+    """How many a token goes through, by the names that transformers' configurations use."""
+    found = (getattr(text, key, None) for key in ("num_experts_per_tok", "top_k_experts"))
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def _owner(name: str, parts: Mapping[str, object]) -> str:

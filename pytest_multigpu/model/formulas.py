@@ -102,6 +102,9 @@ class Parts:
                 sorted(t for t in alive - {output} if self.dropped.get(t, until + 1) <= until)
             ),
             inputs=inputs,
+            kernels=sum(
+                event.op != "drop" and event.segment in segments for event, _ in self._events
+            ),
         )
 
 

@@ -26,7 +26,7 @@ from .partition import Card, contiguous, place_groups, units
 from .peaks import NEAR, room
 from .replay import kv_bytes, replay
 from .simulate import idle_machine
-from .speed import step_seconds
+from .speed import step_bytes, step_seconds
 
 MAX_COUNT = 16
 NEVER = 1 << 30
@@ -118,14 +118,9 @@ def tokens_per_second(
 
     :param context_tokens: in the cache of each sequence: a step reads them all, once.
     """
-    tables = sum(b.weights_bytes for b in architecture.blocks if b.kind == "embedding")
-    if any(b.tied_to for b in architecture.blocks):
-        tables = 0  # the head reads them
-    read = architecture.weights_bytes - tables
-    read += sum(kv_bytes(block, context_tokens, batch) for block in architecture.blocks)
-    seconds = read / (row.bandwidth_gb_s * 1e9)
-    step = step_seconds(seconds, layers=architecture.layers, tier=architecture.tier, gpus=count)
-    return batch / step
+    moved = step_bytes(architecture, context_tokens=context_tokens, batch=batch, copies=True)
+    seconds = sum(moved.values()) / (row.bandwidth_gb_s * 1e9)
+    return batch / step_seconds(architecture, seconds, gpus=count)
 
 
 def fewest(shared_bytes: int, own_bytes: int, free_bytes: int) -> int:

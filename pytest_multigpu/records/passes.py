@@ -56,6 +56,8 @@ class LayerPass:
     inputs: tuple[Size, ...] = ()
     """Bytes of what else it gets (rotary angles, masks): copied onto a GPU that is not the first,
     for as long as it runs."""
+    kernels: int = 0
+    """Tensors that it makes, large or small, views left out: about as many kernels are launched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,7 @@ def passes_from_json(entry: dict[str, Any]) -> Passes:
                             output=layer["output"],
                             late=tuple(layer["late"]),
                             inputs=tuple(Size(*size) for size in layer["inputs"]),
+                            kernels=layer["kernels"],
                         )
                         for layer in one["layers"]
                     ),

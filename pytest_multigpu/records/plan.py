@@ -34,6 +34,10 @@ class Block:
     """Of ``parameters``: what is quantised; 0 in 16 bit."""
     unquantised_bytes: int = 0
     """Of ``weights_bytes``: a layer's matrices that 8 or 4 bit leaves in 16."""
+    routed_bytes: int = 0
+    """Of ``weights_bytes``: experts that a router chooses among, in one tensor."""
+    routed_share: float = 1.0
+    """Of them, what one token goes through."""
     kv_bytes_per_token: int = 0
     """KV cache of one token of one sequence, at the model's dtype."""
     kv_window: int | None = None

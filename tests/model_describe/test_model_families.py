@@ -216,3 +216,44 @@ def test_attention_that_cannot_be_run_is_taken_from_the_configuration(
         "not be run on the meta device (NotImplementedError)",
     )
     assert found.blocks[1].kv_bytes_per_token == 2 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    ("family", "sparse"),
+    [("mixtral", 4), ("qwen3_moe", 2), ("deepseek_v3", 3), ("gpt_oss", 4), ("llama", 0)],
+)
+def test_experts_that_a_router_chooses_among(family: str, sparse: int) -> None:
+    stacked = sum(
+        parameter.nbytes
+        for name, parameter in real_model(family).named_parameters()
+        if ".experts." in name and parameter.ndim == 3
+    )
+    for tier in TIERS:
+        found = describe(resolved(family), tier=tier)
+        assert sum(block.routed_bytes for block in found.blocks) == stacked
+        shares = [block.routed_share for block in found.blocks if block.routed_bytes]
+        assert shares == [2 / 4] * sparse
+        others = {block.routed_share for block in found.blocks if not block.routed_bytes}
+        assert others == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "share"), [({"top_k_experts": 1}, 0.25), ({"num_experts_per_tok": 9}, 1.0)]
+)
+def test_how_many_experts_a_token_goes_through(chosen: dict[str, int], share: float) -> None:
+    """Gemma 4 has a name of its own for it."""
+    config: dict[str, Any] = {**SHAPE, "model_type": "mixtral", "num_local_experts": 4}
+    if "top_k_experts" in chosen:
+        config = {
+            **SHAPE,
+            "model_type": "gemma4_text",
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "vocab_size_per_layer_input": 128,
+            "hidden_size_per_layer_input": 8,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "moe_intermediate_size": 32,
+        }
+    found = describe(ResolvedModel(name="m", config_dict={**config, **chosen}), tier="16bit")
+    assert {block.routed_share for block in found.blocks if block.kind == "layer"} == {share}

@@ -28,6 +28,7 @@ from pytest_multigpu.planning.linears import Linears
 from pytest_multigpu.planning.peaks import predict
 from pytest_multigpu.planning.recorded import Recorded, forward_of
 from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.planning.speed import launched
 from pytest_multigpu.records.passes import Phase
 from pytest_multigpu.records.plan import Architecture, Tier
 
@@ -195,6 +196,17 @@ def test_llamas_formulas_agree_with_a_recording(phase: Phase, batch: int) -> Non
     assert predicted(recorded, phase, batch, tokens=480) == pytest.approx(
         predicted(by_hand, phase, batch, tokens=480), rel=0.01
     )
+
+
+def test_what_a_decode_step_launches_was_recorded() -> None:
+    """Norms of one kernel, or of six; experts that are chosen; norms of queries and keys."""
+    recorded = described("llama")
+    assert launched(recorded) == launched(replace(recorded, passes=None)) == (120, 21)
+    kernels = {family: launched(described(family))[0] for family in FAMILIES}
+    assert kernels["gpt_neox"] < 100 < kernels["llama"]
+    assert kernels["llama"] < kernels["mixtral"] < kernels["qwen3_moe"]
+    assert kernels["llama"] < kernels["gemma2"]
+    assert launched(described("llama", "8bit")) == (120, 21)
 
 
 def test_llamas_formulas_are_used_for_what_is_like_it() -> None:
