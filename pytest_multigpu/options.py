@@ -62,6 +62,11 @@ class Settings:
         """A missing piece of hardware is a failure, not a skip."""
         return self.strict or self.named_tier in ("4bit", "8bit", "16bit")
 
+    @property
+    def takes_gpus(self) -> bool:
+        """The cpu tier and a simulated machine leave those of this one alone."""
+        return self.tier != "cpu" and self.simulate is None
+
 
 @dataclass(frozen=True)
 class Option:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ..fixtures import session_of
 from ..records.machine import Machine
 from ..records.report import CheckResult, Pod, RunReport
 from .wire import FACTS, HOST, REFUSED, TOGETHER, unpack
@@ -44,7 +45,13 @@ class XdistController:
 
         if self.dist not in KNOWN:
             return None
-        return Scheduling(self.dist, self._folder.name, config, log)
+        return Scheduling(
+            self.dist,
+            self._folder.name,
+            config,
+            log,
+            takes_gpus=lambda: session_of(config).settings.takes_gpus,
+        )
 
     def pytest_unconfigure(self) -> None:
         self._folder.cleanup()

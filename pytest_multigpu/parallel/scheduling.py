@@ -30,18 +30,21 @@ GROUP = "tests that need the whole machine"
 
 
 class _Together(LoadScopeScheduling):
-    """The group is the first work of a worker that has had none, and its only work.
-
-    That worker owns every GPU, and CUDA lets go of them only when its process ends.
+    """Where GPUs are taken, the group is the first work of a worker that has had none, and its only
+    work: that worker owns every GPU, and CUDA lets go of them only when its process ends.
     """
 
     group: frozenset[str] = frozenset()
     """Node ids, set before the first scheduling."""
+    takes_gpus = True
 
     def _split_scope(self, nodeid: str) -> str:
         return GROUP if nodeid in self.group else super()._split_scope(nodeid)
 
     def _assign_work_unit(self, node: Node) -> None:
+        if not self.takes_gpus:
+            super()._assign_work_unit(node)
+            return
         if GROUP in self.workqueue:
             fresh = not self.assigned_work.get(node)
             self.workqueue.move_to_end(GROUP, last=not fresh)
@@ -94,11 +97,23 @@ KNOWN = frozenset(_KINDS)
 class Scheduling:
     """Ours if a test of the group was collected, else the one that was asked for."""
 
-    def __init__(self, dist: str, folder: str, config: pytest.Config, log: Any) -> None:
-        """:param folder: where the workers name the group."""
+    def __init__(
+        self,
+        dist: str,
+        folder: str,
+        config: pytest.Config,
+        log: Any,
+        *,
+        takes_gpus: Callable[[], bool],
+    ) -> None:
+        """:param folder: where the workers name the group.
+        :param takes_gpus: asked only if there is a group: a run about something else has no options
+            of ours that would have to be right.
+        """
         self._folder = folder
         ours, usual = _KINDS[dist]
         self._inner: Any = ours(config, log)
+        self._takes_gpus = takes_gpus
         self._usual: Callable[[], Any] = lambda: usual(config, log)
         self._chosen = False
 
@@ -106,7 +121,9 @@ class Scheduling:
         if not self._chosen:
             self._chosen = True
             self._inner.group = read_group(self._folder)
-            if not self._inner.group:
+            if self._inner.group:
+                self._inner.takes_gpus = self._takes_gpus()
+            else:
                 self._fall_back()
         self._inner.schedule()
 

@@ -116,7 +116,7 @@ class XdistWorker:
         :raises MachineError: none came free, or this worker can no longer be put onto its own.
         """
         session = self.session
-        if session.settings.tier == "cpu" or session.settings.simulate is not None:
+        if not session.settings.takes_gpus:
             return
         if self._locks is not None:
             if need == "all" and not self._owns_all:

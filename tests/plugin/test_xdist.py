@@ -175,6 +175,36 @@ def test_a_run_about_something_else_is_left_alone(pytester: pytest.Pytester) -> 
 
 
 @pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("tier", "goes_on"),
+    [(["--gpu-tier=cpu"], True), (["--gpu-simulate=2xH100"], True), ([], False)],
+)
+def test_who_ran_what_needs_the_machine_goes_on_where_no_gpu_is_taken(
+    pytester: pytest.Pytester, tier: list[str], goes_on: bool
+) -> None:
+    pytester.makepyfile(
+        """
+        import time, pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_machine(number, gpu_plan):
+            pass
+
+        @pytest.mark.parametrize("number", range(40))
+        def test_other(number):
+            time.sleep(0.1)
+        """
+    )
+    result = distribute(pytester, "-n2", *tier)
+    result.assert_outcomes(passed=44)
+    ran = rows()
+    (whole,) = {row["worker"] for row in ran if row["test"].startswith("test_machine")}
+    others = [row["worker"] for row in ran if row["test"].startswith("test_other")]
+    assert (whole in others) is goes_on
+    assert len(set(others)) == 1 + goes_on
+
+
+@pytest.mark.usefixtures("fakes")
 def test_a_fleet_has_one_table(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makepyfile(
         """
