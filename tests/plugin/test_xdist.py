@@ -186,17 +186,20 @@ def test_who_ran_what_needs_the_machine_goes_on_where_no_gpu_is_taken(
         """
         import time, pytest
 
-        @pytest.mark.parametrize("number", range(4))
-        def test_machine(number, gpu_plan):
-            pass
+        from pytest_multigpu.records.check import Record
 
-        @pytest.mark.parametrize("number", range(40))
+        @pytest.mark.check(needs="machine")
+        @pytest.mark.parametrize("number", range(4))
+        def test_machine(number, gpu_inventory):
+            return Record(name="a thing", outcome="passed")
+
+        @pytest.mark.parametrize("number", range(60))
         def test_other(number):
             time.sleep(0.1)
         """
     )
     result = distribute(pytester, "-n2", *tier)
-    result.assert_outcomes(passed=44)
+    result.assert_outcomes(passed=64)
     ran = rows()
     (whole,) = {row["worker"] for row in ran if row["test"].startswith("test_machine")}
     others = [row["worker"] for row in ran if row["test"].startswith("test_other")]
