@@ -249,3 +249,17 @@ def test_a_bad_game_config_is_one_usage_error_once_a_test_is_about_gpus(
     assert [line for line in result.errlines if line] == [
         f"ERROR: {pytester.path}/game.json: quantization_bits: 5 is not known; write 4, 8 or 16"
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "takes"),
+    [
+        (Settings(), True),
+        (Settings(tier="4bit"), True),
+        (Settings(tier="cpu"), False),
+        (Settings(simulate="2xH100"), False),
+        (Settings(tier="4bit", simulate="2xH100"), False),
+    ],
+)
+def test_the_cpu_tier_and_a_simulated_machine_take_no_gpu(settings: Settings, takes: bool) -> None:
+    assert settings.takes_gpus is takes
