@@ -119,17 +119,23 @@ def _new_lengths(reading: GenerationReading) -> Record:
     first, repeat = reading.first.step_seconds, reading.repeat.step_seconds
     if not first or not repeat:
         return Record(name=name, outcome="unknown", reason="no decode step was timed")
-    slow = first > SLOW_FIRST * repeat
-    measured = f"{first * 1e3:.1f} ms/token first, {repeat * 1e3:.1f} ms/token repeated"
-    expected = f"first at most {SLOW_FIRST:g} times the repeat"
-    if not slow:
-        return Record(name=name, outcome="passed", expected=expected, measured=measured)
+    measured = f"{_ms(first)} first, {_ms(repeat)} repeated"
+    expected = f"at most {SLOW_FIRST:g} times the repeat"
+    again = None if reading.new_lengths is None else reading.new_lengths.step_seconds
+    if again is not None:
+        measured += f", {_ms(again)} at more new lengths"
+    slow = again if again is not None else first
+    if slow <= SLOW_FIRST * repeat:
+        once = "only the first pass was slower" if first > SLOW_FIRST * repeat else ""
+        return Record(
+            name=name, outcome="passed", expected=expected, measured=measured, reason=once
+        )
     without = None if reading.without_cudnn is None else reading.without_cudnn.step_seconds
-    times = f"decode is {first / repeat:.1f} times slower at lengths not met before"
+    times = f"decode is {slow / repeat:.1f} times slower at lengths not met before"
     if without is not None:
-        measured += f", {without * 1e3:.1f} ms/token first with cuDNN attention off"
+        measured += f", {_ms(without)} with cuDNN attention off"
         # Gone with the remedy, or a third of the whole is.
-        if without <= SLOW_FIRST * repeat or without < first / SLOW_FIRST:
+        if without <= SLOW_FIRST * repeat or without < slow / SLOW_FIRST:
             return Record(
                 name=name,
                 outcome="warned",
@@ -145,5 +151,9 @@ def _new_lengths(reading: GenerationReading) -> Record:
         expected=expected,
         measured=measured,
         reason=f"{times}; {why}",
-        remedy="repeat the run: compilation or another process can do this once",
+        remedy="look for what compiles or plans for each length, and for other work on these GPUs",
     )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms/token"

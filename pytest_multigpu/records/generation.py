@@ -63,5 +63,8 @@ class GenerationReading:
     """Was cuDNN attention allowed; None without CUDA."""
     launch_seconds: float | None = None
     """Of one elementwise kernel from Python: how fast this CPU feeds a GPU; None without CUDA."""
+    new_lengths: Timing | None = None
+    """At more lengths that no pass had met; measured only if the first pass was slow, as it can be
+    for what is loaded or compiled but once."""
     without_cudnn: Timing | None = None
-    """New lengths with cuDNN attention off; measured only if the first pass was slow."""
+    """At yet more of them with cuDNN attention off; measured only if those were slow as well."""

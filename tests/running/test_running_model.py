@@ -7,6 +7,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from pytest_multigpu.model.loading import load_model
 from pytest_multigpu.model.memory import LeakMeter, PeakMeter
 from pytest_multigpu.model.peaks import NEW_TOKENS, measure_phases, padding_mask
 from pytest_multigpu.model.witness import Witness
-from pytest_multigpu.records.generation import GenerationReading
+from pytest_multigpu.records.generation import GenerationReading, Timing
 from pytest_multigpu.units import MIB
 
 
@@ -75,6 +76,51 @@ def test_the_second_generation_is_held_against_the_first(
         reading = read_generation(tiny, first)
         assert len(reading.repeat_errors) == 4
         assert outcomes(reading, tiny)["greedy twice"] == found
+
+
+@pytest.mark.parametrize(
+    ("steps", "on_gpu", "asked"),
+    [
+        # Seconds of a step, pass by pass: the repeat, new lengths, without cuDNN attention.
+        ((0.7,), True, ("repeat",)),
+        ((0.1, 0.15), False, ("repeat", "new")),
+        ((0.1, 0.15), True, ("repeat", "new")),
+        ((0.1, 0.16), False, ("repeat", "new")),
+        ((0.1, 0.16, 0.1), True, ("repeat", "new", "off")),
+    ],
+)
+def test_new_lengths_are_met_again_where_the_first_pass_was_slow(
+    tiny: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: tuple[float, ...],
+    on_gpu: bool,
+    asked: tuple[str, ...],
+) -> None:
+    import torch
+
+    first = first_generation(tiny, new_tokens=6)
+    slow = Timing(prefill_seconds=1.0, decode_seconds=(1.0,) * 5)
+    first = replace(first, timing=slow)
+    at = len(first.prompt)
+    seen: list[tuple[int, int, bool]] = []
+
+    def generate(_: Any, prompt: Any, new_tokens: int) -> Any:
+        seen.append((len(prompt), new_tokens, torch.backends.cuda.cudnn_sdp_enabled()))
+        step = steps[len(seen) - 1]
+        return first.tokens, first.logits, Timing(prefill_seconds=1.0, decode_seconds=(step,))
+
+    monkeypatch.setattr(generation, "generate", generate)
+    if on_gpu:
+        monkeypatch.setattr(type(tiny), "cuda_devices", (0,))
+        monkeypatch.setattr(generation, "launch_seconds", lambda gpu: 1e-6 * (gpu + 1))
+    reading = read_generation(tiny, first)
+    on = torch.backends.cuda.cudnn_sdp_enabled()
+    expected = {"repeat": (at, 6, on), "new": (at + 6, 4, on), "off": (at + 10, 4, False)}
+    assert seen == [expected[name] for name in asked]
+    assert reading.repeat.decode_seconds == steps[:1]
+    new, off = reading.new_lengths, reading.without_cudnn
+    assert (new and new.decode_seconds) == (steps[1:2] or None)
+    assert (off and off.decode_seconds) == (steps[2:3] or None)
 
 
 def test_a_cache_that_loses_its_order_is_found(
