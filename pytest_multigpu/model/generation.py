@@ -80,15 +80,15 @@ def read_generation(
     nonfinite = sorted(set(_nonfinite(uncached, 0)) | set(_nonfinite(first.logits, len(ids) - 1)))
     agreement = compare(first.logits, uncached[len(ids) - 1 :], tolerance)
     cudnn, again, without, launch = None, None, None, None
-    if _slow(first.timing, repeat):
-        again = _at_new_lengths(loaded, ids, beyond=new_tokens)
     if loaded.cuda_devices:
         launch = launch_seconds(loaded.cuda_devices[0])
         backends: Any = torch.backends.cuda  # partly untyped
         cudnn = bool(backends.cudnn_sdp_enabled())
-        if cudnn and again is not None and _slow(again, repeat):
-            with without_cudnn_attention():
-                without = _at_new_lengths(loaded, ids, beyond=new_tokens + FEW)
+        if _slow(first.timing, repeat):
+            again = _at_new_lengths(loaded, ids, beyond=new_tokens)
+            if cudnn and _slow(again, repeat):
+                with without_cudnn_attention():
+                    without = _at_new_lengths(loaded, ids, beyond=new_tokens + FEW)
     return GenerationReading(
         prompt_tokens=len(ids),
         first_tokens=first.tokens,
