@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 _RULES = (
     "architecture.py",
     "automap.py",
+    "blocks.py",
     "cache.py",
     "formulas.py",
     "kv.py",
@@ -41,6 +42,7 @@ _RULES = (
     "sizes.py",
     "../decoders.py",
     "../records/passes.py",
+    "../records/plan.py",
     "../planning/max_memory.py",  # read, not imported: what automap searches with
 )
 

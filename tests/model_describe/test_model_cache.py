@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version as installed
@@ -150,3 +151,15 @@ def test_a_warm_plan_imports_neither_torch_nor_transformers() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_module_that_describes_a_model_counts() -> None:
+    """Not what the configuration comes from, which is an input of its own, nor what bitsandbytes is
+    imported with."""
+    folder = Path(cache.__file__).parent
+    known = {*cache._RULES, "config.py", "bitsandbytes_import.py"}
+    for name in cache._RULES:
+        source = (folder / name).read_text()
+        siblings = re.findall(r"^ *from \.(\w+) import", source, re.MULTILINE)
+        if not name.startswith(".."):
+            assert {f"{sibling}.py" for sibling in siblings} <= known, name
