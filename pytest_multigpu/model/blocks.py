@@ -7,35 +7,13 @@ torch and transformers are imported inside the functions. May import records and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from ..records.plan import Block, BlockKind
 from .kv import KvLayout
 from .meta import MetaModel, decoder_layers
-from .sizes import Sizer
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A module (or a loose parameter) that becomes a block."""
-
-    name: str
-    kind: BlockKind
-    layer: int | None = None
-
-
-@dataclass
-class _Sums:
-    parameters: int = 0
-    weights_bytes: int = 0
-    load_transient_bytes: int = 0
-    quantised_parameters: int = 0
-    unquantised_bytes: int = 0
-    routed_bytes: int = 0
-    routed_share: float = 1.0
-    tied_to: str | None = None
-    names: list[str] = field(default_factory=list)
+from .sizes import Size, Sizer
 
 
 def blocks_of(meta: MetaModel, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
@@ -44,55 +22,39 @@ def blocks_of(meta: MetaModel, dtype: str, kv: KvLayout) -> tuple[Block, ...]:
     :param dtype: of what is not quantised.
     """
     model = meta.model
-    parts = list(_parts(model))
+    blocks = {block.name: block for block in _empty(model, kv)}
     tied = _tied_parameters(model)
-    sums = {part.name: _Sums() for part in parts}
-    layers = {part.name for part in parts if part.kind == "layer"}
     sizer = Sizer(model, dtype)
     chosen = _chosen_experts(meta.config.get_text_config(decoder=True))
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = _owner(name, sums)
-        entry = sums[owner]
+        block = blocks[_owner(name, blocks)]
         source = tied.get(name)
-        if source is not None:
-            source_owner = _owner(source, sums)
-            if source_owner != owner:
-                entry.tied_to = source_owner
-            continue
-        size = sizer.size(name, parameter)
-        entry.parameters += parameter.numel()
-        entry.weights_bytes += size.in_memory
-        entry.load_transient_bytes = max(entry.load_transient_bytes, size.transient)
-        if size.transient:
-            entry.quantised_parameters += parameter.numel()
-        elif meta.quantizer is not None and owner in layers and parameter.ndim > 1:
-            entry.unquantised_bytes += size.in_memory
-        experts = _experts(model, name, parameter)
-        if experts:
-            entry.routed_bytes += size.in_memory
-            entry.routed_share = min(1.0, (chosen or experts) / experts)
-    blocks = []
-    for part in parts:
-        entry = sums[part.name]
-        cached = kv.layers[part.layer] if part.layer is not None else None
-        blocks.append(
-            Block(
-                name=part.name,
-                kind=part.kind,
-                layer=part.layer,
-                parameters=entry.parameters,
-                weights_bytes=entry.weights_bytes,
-                load_transient_bytes=entry.load_transient_bytes,
-                quantised_parameters=entry.quantised_parameters,
-                unquantised_bytes=entry.unquantised_bytes,
-                routed_bytes=entry.routed_bytes,
-                routed_share=entry.routed_share,
-                kv_bytes_per_token=cached.bytes_per_token if cached else 0,
-                kv_window=cached.window if cached else None,
-                tied_to=entry.tied_to,
-            )
-        )
-    return tuple(blocks)
+        if source is None:
+            size = sizer.size(name, parameter)
+            block = _with(block, parameter, size, quantises=meta.quantizer is not None)
+            experts = _experts(model, name, parameter)
+            if experts:
+                share = min(1.0, (chosen or experts) / experts)
+                routed = block.routed_bytes + size.in_memory
+                block = replace(block, routed_bytes=routed, routed_share=share)
+        elif _owner(source, blocks) != block.name:
+            block = replace(block, tied_to=_owner(source, blocks))
+        blocks[block.name] = block
+    return tuple(blocks.values())
+
+
+def _with(block: Block, parameter: Any, size: Size, *, quantises: bool) -> Block:
+    """The block and one parameter more."""
+    count = int(parameter.numel())
+    kept = quantises and not size.transient and block.kind == "layer" and parameter.ndim > 1
+    return replace(
+        block,
+        parameters=block.parameters + count,
+        weights_bytes=block.weights_bytes + size.in_memory,
+        load_transient_bytes=max(block.load_transient_bytes, size.transient),
+        quantised_parameters=block.quantised_parameters + (count if size.transient else 0),
+        unquantised_bytes=block.unquantised_bytes + (size.in_memory if kept else 0),
+    )
 
 
 def _experts(model: Any, name: str, parameter: Any) -> int:
@@ -117,8 +79,9 @@ def _owner(name: str, parts: Mapping[str, object]) -> str:
     return prefix
 
 
-def _parts(model: Any) -> Iterator[_Part]:
-    """What a device map may place on its own, in forward order as the model registers it."""
+def _empty(model: Any, kv: KvLayout) -> Iterator[Block]:
+    """What a device map may place on its own, in forward order as the model registers it: modules,
+    and loose parameters. Without their weights."""
     no_split = set(model._no_split_modules or ())
     embeddings = {id(module) for module in _modules(model, "get_input_embeddings")}
     heads = {id(module) for module in _modules(model, "get_output_embeddings")}
@@ -140,15 +103,23 @@ def _parts(model: Any) -> Iterator[_Part]:
             return "norm"
         return "embedding" if "embedding" in class_name and "rotary" not in class_name else "other"
 
-    def walk(prefix: str, module: Any) -> Iterator[_Part]:
+    def block(path: str, module: Any) -> Block:
+        layer = layers.get(id(module))
+        made = Block(name=path, kind=kind(path, module), layer=layer)
+        if layer is None:
+            return made
+        cached = kv.layers[layer]
+        return replace(made, kv_bytes_per_token=cached.bytes_per_token, kv_window=cached.window)
+
+    def walk(prefix: str, module: Any) -> Iterator[Block]:
         for name, _ in module.named_parameters(recurse=False):
-            yield _Part(f"{prefix}{name}", "other")
+            yield Block(name=f"{prefix}{name}", kind="other")
         for name, child in module.named_children():
             path = f"{prefix}{name}"
             inner = any(id(sub) in whole for sub in child.modules() if sub is not child)
             if id(child) in whole or not inner:
                 if _has_tensors(child):
-                    yield _Part(path, kind(path, child), layers.get(id(child)))
+                    yield block(path, child)
             else:
                 yield from walk(f"{path}.", child)
 
