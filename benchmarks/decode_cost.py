@@ -20,8 +20,8 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -104,16 +104,20 @@ def measured(resolved: ResolvedModel, architecture: Architecture) -> Depth:
     del loaded
     gc.collect()
     torch.cuda.empty_cache()
-    kernels, linears = launched(architecture)
     return Depth(
         layers=architecture.layers,
         step_seconds=min(step for step in steps if step),
         launch_seconds=min(launches),
         kernel_seconds=(busy_seconds(profiler) - busy_seconds(prefill)) / PROFILED,
-        kernels=kernels,
-        linears=linears,
-        step_bytes=sum(step_bytes(architecture, copies=True).values()),
+        **counted(architecture),
     )
+
+
+def counted(architecture: Architecture) -> dict[str, int]:
+    """What this commit's plan counts of a step."""
+    kernels, linears = launched(architecture)
+    moved = sum(step_bytes(architecture, copies=True).values())
+    return {"kernels": kernels, "linears": linears, "step_bytes": moved}
 
 
 def busy_seconds(profiler: Any) -> float:
@@ -135,25 +139,9 @@ def run(arguments: argparse.Namespace) -> Iterator[Case]:
 
 
 def counted_again(cases: Sequence[Case]) -> Iterator[Case]:
-    """With what this commit counts."""
-    known = dict(configs(()))
     for case in cases:
-        depths = []
-        for depth in case.depths:
-            architecture = describe(cut(known[case.model], depth.layers), tier=case.tier)
-            kernels, linears = launched(architecture)
-            moved = sum(step_bytes(architecture, copies=True).values())
-            depths.append(
-                Depth(
-                    **{
-                        **asdict(depth),
-                        "kernels": kernels,
-                        "linears": linears,
-                        "step_bytes": moved,
-                    }
-                )
-            )
-        yield Case(model=case.model, tier=case.tier, depths=tuple(depths))
+        depths = (replace(depth, **counted(cut_of(case, depth))) for depth in case.depths)
+        yield replace(case, depths=tuple(depths))
 
 
 def table(cases: Sequence[Case]) -> Iterator[str]:
@@ -162,34 +150,25 @@ def table(cases: Sequence[Case]) -> Iterator[str]:
         "expected step ms | measured | times | GPU busy ms | GB/s |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
-    known = dict(configs(()))
     for case in cases:
         low, high = case.depths[0], case.depths[-1]
-        layer, beside = split(case, lambda depth: depth.step_seconds * 1e3)
-        due = expected(cut(known[case.model], high.layers), case.tier, high)
         between = high.layers - low.layers
+        layer = (high.step_seconds - low.step_seconds) / between
+        beside, due = low.step_seconds - layer * low.layers, expected(case, high)
         yield (
             f"| {case.model} | {case.tier} | {(high.kernels - low.kernels) / between:.1f} | "
             f"{(high.linears - low.linears) / between:.1f} | {high.launch_seconds * 1e6:.1f} | "
-            f"{layer:.3f} | {beside:.2f} | {due * 1e3:.1f} | {high.step_seconds * 1e3:.1f} | "
-            f"{high.step_seconds / due:.2f} | {high.kernel_seconds * 1e3:.1f} | "
-            f"{high.step_bytes / high.kernel_seconds / 1e9:.0f} |"
+            f"{layer * 1e3:.3f} | {beside * 1e3:.2f} | {due * 1e3:.1f} | "
+            f"{high.step_seconds * 1e3:.1f} | {high.step_seconds / due:.2f} | "
+            f"{high.kernel_seconds * 1e3:.1f} | {high.step_bytes / high.kernel_seconds / 1e9:.0f} |"
         )
-
-
-def split(case: Case, value: Callable[[Depth], float]) -> tuple[float, float]:
-    """Of one layer, and beside them all."""
-    low, high = case.depths[0], case.depths[-1]
-    layer = (value(high) - value(low)) / (high.layers - low.layers)
-    return layer, value(low) - layer * low.layers
 
 
 def summary(cases: Sequence[Case]) -> Iterator[str]:
     """How far the steps are from what ``planning/speed.py`` expects, tier by tier."""
-    known = dict(configs(()))
     for tier in TIERS:
         times = sorted(
-            depth.step_seconds / expected(cut(known[case.model], depth.layers), tier, depth)
+            depth.step_seconds / expected(case, depth)
             for case in cases
             if case.tier == tier
             for depth in case.depths
@@ -202,10 +181,14 @@ def summary(cases: Sequence[Case]) -> Iterator[str]:
             )
 
 
-def expected(resolved: ResolvedModel, tier: Tier, depth: Depth) -> float:
+def expected(case: Case, depth: Depth) -> float:
     """Seconds that Python should take for a step."""
-    architecture = describe(resolved, tier=tier)
+    architecture = cut_of(case, depth)
     return step_seconds(architecture, 0.0, gpus=1, launch_seconds=depth.launch_seconds)
+
+
+def cut_of(case: Case, depth: Depth) -> Architecture:
+    return describe(cut(dict(configs(()))[case.model], depth.layers), tier=case.tier)
 
 
 def write(out: Path, heading: str, cases: Sequence[Case]) -> str:

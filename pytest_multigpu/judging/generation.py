@@ -6,12 +6,10 @@ from math import inf, isnan
 from typing import Final
 
 from ..records.check import Record
-from ..records.generation import GenerationReading
+from ..records.generation import SLOW, GenerationReading, Timing
 from ..records.plan import Tier
 
 CUDNN_REMEDY: Final = "torch.backends.cuda.enable_cudnn_sdp(False)"
-SLOW_FIRST: Final = 1.5
-"""A first pass this many times slower than its repeat is worth a word."""
 
 _ERRORS: Final = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.2}
 _QUANTISED_ERROR: Final = 0.3
@@ -119,40 +117,48 @@ def _new_lengths(reading: GenerationReading) -> Record:
     first, repeat = reading.first.step_seconds, reading.repeat.step_seconds
     if not first or not repeat:
         return Record(name=name, outcome="unknown", reason="no decode step was timed")
+    again, without = _timed(reading.new_lengths), _timed(reading.without_cudnn)
+    judged = again or reading.first
     measured = f"{_ms(first)} first, {_ms(repeat)} repeated"
-    expected = f"at most {SLOW_FIRST:g} times the repeat"
-    again = None if reading.new_lengths is None else reading.new_lengths.step_seconds
-    if again is not None:
-        measured += f", {_ms(again)} at more new lengths"
-    slow = again if again is not None else first
-    if slow <= SLOW_FIRST * repeat:
-        once = "only the first pass was slower" if first > SLOW_FIRST * repeat else ""
-        return Record(
-            name=name, outcome="passed", expected=expected, measured=measured, reason=once
-        )
-    without = None if reading.without_cudnn is None else reading.without_cudnn.step_seconds
-    times = f"decode is {slow / repeat:.1f} times slower at lengths not met before"
-    if without is not None:
-        measured += f", {_ms(without)} with cuDNN attention off"
-        # Gone with the remedy, or a third of the whole is.
-        if without <= SLOW_FIRST * repeat or without < slow / SLOW_FIRST:
-            return Record(
-                name=name,
-                outcome="warned",
-                expected=expected,
-                measured=measured,
-                reason=f"{times}: cuDNN attention plans each length anew",
-                remedy=CUDNN_REMEDY,
-            )
-    why = "cuDNN attention is not the cause" if without is not None else "the cause is not known"
+    for timing, where in ((again, "at more new lengths"), (without, "with cuDNN attention off")):
+        seconds = timing and timing.step_seconds
+        measured += f", {_ms(seconds)} {where}" if seconds else ""
+    slow = judged.is_slow_beside(reading.repeat)
+    if slow:
+        reason, remedy = _why_slow(judged, without, reading.repeat)
+    else:
+        once = reading.first.is_slow_beside(reading.repeat)
+        reason, remedy = "only the first pass was slower" if once else "", ""
     return Record(
         name=name,
-        outcome="warned",
-        expected=expected,
+        outcome="warned" if slow else "passed",
+        expected=f"at most {SLOW:g} times the repeat",
         measured=measured,
-        reason=f"{times}; {why}",
-        remedy="look for what compiles or plans for each length, and for other work on these GPUs",
+        reason=reason,
+        remedy=remedy,
     )
+
+
+def _why_slow(judged: Timing, without: Timing | None, repeat: Timing) -> tuple[str, str]:
+    """Reason and remedy.
+
+    :param without: with cuDNN attention off.
+    """
+    slower = f"decode is {judged.times(repeat):.1f} times slower at lengths not met before"
+    # Gone with the remedy, or a third of the whole is.
+    if without is not None and (
+        not without.is_slow_beside(repeat) or judged.is_slow_beside(without)
+    ):
+        return f"{slower}: cuDNN attention plans each length anew", CUDNN_REMEDY
+    why = "cuDNN attention is not the cause" if without is not None else "the cause is not known"
+    return (
+        f"{slower}; {why}",
+        "look for what compiles or plans for each length, and for other work on these GPUs",
+    )
+
+
+def _timed(timing: Timing | None) -> Timing | None:
+    return timing if timing is not None and timing.step_seconds else None
 
 
 def _ms(seconds: float) -> str:

@@ -32,6 +32,8 @@ from .passes import AS_LLAMA, passes_of, quantised_in_layers, repeats_kv_to_deco
 _ALONE = threading.Lock()
 """transformers builds a model under torch's default dtype, which is the whole process's: two
 threads at once made a Gemma's quantised weights twice as large, and the disk cache kept that."""
+_UNLIKE = (AttributeError, TypeError, ValueError, LookupError, NotImplementedError)
+"""What a model that is too unlike the others raises where it is asked for its parts."""
 
 
 def describe(
@@ -55,7 +57,7 @@ def describe(
             meta = build_meta_model(resolved, tier=tier, dtype=dtype, double_quant=double_quant)
             try:
                 return _describe(resolved, meta, tier=tier, dtype=dtype)
-            except (AttributeError, TypeError, ValueError, LookupError) as error:
+            except _UNLIKE as error:
                 raise UsageError(
                     f"{OPTION}: {resolved.name!r} is a {type(meta.model).__name__}, whose memory "
                     f"cannot be planned: {one_line(error)}; choose a language model of plain "

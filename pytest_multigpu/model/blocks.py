@@ -83,19 +83,17 @@ def _empty(model: Any, kv: KvLayout) -> Iterator[Block]:
     """What a device map may place on its own, in forward order as the model registers it: modules,
     and loose parameters. Without their weights."""
     no_split = set(model._no_split_modules or ())
-    embeddings = {id(module) for module in _modules(model, "get_input_embeddings")}
-    heads = {id(module) for module in _modules(model, "get_output_embeddings")}
-    layer_list = decoder_layers(model)
-    layers = {id(module): index for index, module in enumerate(layer_list)}
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = {id(module): index for index, module in enumerate(decoder_layers(model))}
     whole = {id(module) for module in model.modules() if type(module).__name__ in no_split}
-    whole |= set(layers) | embeddings | heads
+    whole |= {*layers, id(embeddings), id(head)}
 
     def kind(name: str, module: Any) -> BlockKind:
-        if id(module) in heads:
+        if module is head:
             return "head"
         if id(module) in layers:
             return "layer"
-        if id(module) in embeddings:
+        if module is embeddings:
             return "embedding"
         leaf = name.rpartition(".")[2].lower()
         class_name = type(module).__name__.lower()
@@ -124,14 +122,6 @@ def _empty(model: Any, kv: KvLayout) -> Iterator[Block]:
                 yield from walk(f"{path}.", child)
 
     yield from walk("", model)
-
-
-def _modules(model: Any, getter: str) -> list[Any]:
-    try:
-        module = getattr(model, getter)()
-    except (NotImplementedError, AttributeError):
-        return []
-    return [] if module is None else [module]
 
 
 def _has_tensors(module: Any) -> bool:

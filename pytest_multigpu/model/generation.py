@@ -18,7 +18,6 @@ from .loaded import LoadedModel
 NEW_TOKENS = 4
 LAUNCHES = 200
 """Below the thousand or so that a GPU queues before Python has to wait."""
-SLOW_FIRST = 1.5
 FEW = 4
 """Tokens, where only their time is of interest."""
 """First pass over repeat: above this, attention is measured again without cuDNN."""
@@ -84,9 +83,9 @@ def read_generation(
         launch = launch_seconds(loaded.cuda_devices[0])
         backends: Any = torch.backends.cuda  # partly untyped
         cudnn = bool(backends.cudnn_sdp_enabled())
-        if _slow(first.timing, repeat):
+        if first.timing.is_slow_beside(repeat):
             again = _at_new_lengths(loaded, ids, beyond=new_tokens)
-            if cudnn and _slow(again, repeat):
+            if cudnn and again.is_slow_beside(repeat):
                 with without_cudnn_attention():
                     without = _at_new_lengths(loaded, ids, beyond=new_tokens + FEW)
     return GenerationReading(
@@ -237,11 +236,6 @@ class _Clock:
             decode_seconds=tuple(steps[1:]),
             waiting_seconds=tuple(self._waits[1:]),
         )
-
-
-def _slow(first: Timing, repeat: Timing) -> bool:
-    before, after = first.step_seconds, repeat.step_seconds
-    return before is not None and after is not None and before > SLOW_FIRST * after
 
 
 def _nonfinite(logits: Any, offset: int) -> list[int]:

@@ -82,8 +82,9 @@ def step_bytes(
             found[block.name] = 0
             continue
         routed = block.routed_bytes * block.routed_share * batch
-        read = block.weights_bytes - block.routed_bytes + min(block.routed_bytes, int(routed))
-        read += kv_bytes(block, context_tokens, batch)
-        # A share of 1: nothing is known of a router.
-        found[block.name] = read + int(2 * routed) * (copies and block.routed_share < 1)
+        moved = block.weights_bytes - block.routed_bytes + min(block.routed_bytes, int(routed))
+        moved += kv_bytes(block, context_tokens, batch)
+        if copies and block.routed_share < 1:  # 1: nothing is known of a router
+            moved += int(2 * routed)
+        found[block.name] = moved
     return found

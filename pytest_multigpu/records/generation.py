@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
+
+SLOW: Final = 1.5
+"""A pass whose steps take this many times a repeat's is worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,15 @@ class Timing:
     def step_seconds(self) -> float | None:
         """Median decode step; None if there was none."""
         return median(self.decode_seconds) if self.decode_seconds else None
+
+    def times(self, other: Timing) -> float:
+        """How many steps of ``other`` one of these takes; 0 if a step of either was not timed."""
+        mine, its = self.step_seconds, other.step_seconds
+        return mine / its if mine and its else 0.0
+
+    def is_slow_beside(self, other: Timing) -> bool:
+        """More than ``SLOW`` times; not if a step of either was not timed."""
+        return self.times(other) > SLOW
 
     @property
     def waiting_share(self) -> float | None:

@@ -217,6 +217,21 @@ def test_a_model_that_cannot_be_planned(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
+@pytest.mark.parametrize("asked", ["get_input_embeddings", "get_output_embeddings"])
+def test_embeddings_that_cannot_be_told_are_not_planned_as_something_else(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], asked: str
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    def fail(_: object) -> None:
+        raise error("it has none of the usual names")
+
+    monkeypatch.setattr(LlamaForCausalLM, asked, fail)
+    with pytest.raises(UsageError, match="it has none of the usual names"):
+        describe(preset_config("tiny-llama"), tier="16bit", use_cache=False)
+
+
 def test_a_broken_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(LoadError) as caught:

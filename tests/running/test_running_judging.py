@@ -221,6 +221,20 @@ def test_the_attention_plan_trap_prints_both_speeds_and_the_remedy() -> None:
     )
 
 
+def test_new_lengths_that_were_not_timed_are_no_pass() -> None:
+    nothing = Timing(prefill_seconds=1.0, decode_seconds=())
+    slow = replace(GOOD, first=timing(0.3), repeat=timing(0.1), new_lengths=nothing)
+    record = by_name(judge_generation(slow, 0.3))["speed at new lengths"]
+    assert (record.outcome, record.measured) == (
+        "warned", "300.0 ms/token first, 100.0 ms/token repeated"
+    )  # fmt: skip
+    unmended = replace(slow, new_lengths=timing(0.2), without_cudnn=nothing)
+    record = by_name(judge_generation(unmended, 0.3))["speed at new lengths"]
+    assert record.reason == (
+        "decode is 2.0 times slower at lengths not met before; the cause is not known"
+    )
+
+
 def test_what_is_loaded_once_is_no_trap() -> None:
     """A fresh machine: kernels come from a cold disk, and the first pass alone waits for them."""
     once = at_new_lengths(first=0.712, repeat=0.064, new_lengths=0.096)
