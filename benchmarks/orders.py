@@ -3,8 +3,9 @@
     python benchmarks/orders.py results/peaks-h100x4.json --simulate 4xH100 --out FILE.md
 
 torch takes the smallest cached block that is large enough, and of equally large ones that of the
-lowest address. Which one that is, the driver decides, and over several GPUs, which share one range
-of addresses, a plan can't know. For every case that the plan misses by more than ``--beyond`` MiB
+lowest address. Which one that is, the driver decides: top down, but in a process that gave segments
+back before, as several cases in one do, what is left of their places is given out first, which a
+plan can't know. For every case that the plan misses by more than ``--beyond`` MiB
 the replay is made again with random addresses, and each outcome is shown as predicted less
 measured.
 """

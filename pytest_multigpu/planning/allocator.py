@@ -30,9 +30,10 @@ MIN_LARGE = 10 * MIB
 ROUND_LARGE = 2 * MIB
 TOP_DOWN = 0
 """Segments from that size on get lower addresses from the driver the later they are asked for,
-smaller ones higher addresses. All of them: every segment that one H200 (driver 580) gave a 70B for
-prompts of 2,048 to 32,768 tokens follows from that, one after the other. Over several GPUs, which
-share one range of addresses, there are exceptions that a plan can't know."""
+smaller ones higher addresses. All of them: every segment that one H200 or two (driver 580) gave a
+70B for prompts of 2,048 to 32,768 tokens follows from that, one after the other. Not so in a
+process that gave segments back before: GPUs share one range of addresses, a small segment in the
+tail of a large one's keeps that one's place, and what fits there is given out first."""
 OTHER_ORDERS = (512 * MIB, 1 << 50)
 """Some of them top down; none."""
 _HIGHEST = 1 << 62

@@ -1,4 +1,4 @@
-"""The replay beside a real GPU: every segment that torch asked one H200 for, in its order.
+"""The replay beside real GPUs: every segment that torch asked one H200 for, or two, in its order.
 
 ``benchmarks/segments.py`` records them.
 """
@@ -15,9 +15,11 @@ import pytest
 from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.planning.allocator import Allocator, Held
+from pytest_multigpu.planning.balance import balanced
 from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.expandable import ExpandableAllocator
 from pytest_multigpu.planning.replay import Loaded
+from pytest_multigpu.planning.simulate import simulate
 from pytest_multigpu.records.plan import Tier
 from pytest_multigpu.units import MIB
 
@@ -25,27 +27,34 @@ _FILE = json.loads(Path(__file__).with_name("segments_h200.json").read_text())
 RECORDED: dict[str, list[int]] = _FILE["segments"]
 GROWN: dict[str, list[int]] = _FILE["grown"]
 """With expandable segments: the pieces that were mapped."""
+TWO_GPUS: dict[str, list[int]] = _FILE["two_gpus"]
 NEW_TOKENS = 8
 SMALL = 34
 """MiB. The workspace, which a process takes once and every replay; and what a search for outliers
 takes, a little less where there are few tokens."""
 
 
-@pytest.mark.parametrize("tier", ["4bit", "8bit"])
-def test_every_segment_in_its_order(monkeypatch: pytest.MonkeyPatch, tier: Tier) -> None:
-    asked: list[int] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """MiB of the segments above 2 MiB that any replay asks for from here on."""
+    sizes: list[int] = []
     made = Allocator._segment
 
     def noted(self: Allocator, size: int, small: bool) -> Held:
         segment = made(self, size, small)
         if not small:
-            asked.append(segment.size // MIB)
+            sizes.append(segment.size // MIB)
         return segment
 
+    monkeypatch.setattr(Allocator, "_segment", noted)
+    return sizes
+
+
+@pytest.mark.parametrize("tier", ["4bit", "8bit"])
+def test_every_segment_in_its_order(asked: list[int], tier: Tier) -> None:
     architecture = describe(resolve_config("llama-3.3-70b"), tier=tier)
     placed = {block.name: 0 for block in architecture.blocks}
     loaded = Loaded(architecture, placed, {0: HOPPER})
-    monkeypatch.setattr(Allocator, "_segment", noted)
     sizes = {name.split()[1] for name in RECORDED if name.startswith(tier)}
     assert len(sizes) == 3
     for size in sorted(sizes):
@@ -53,7 +62,28 @@ def test_every_segment_in_its_order(monkeypatch: pytest.MonkeyPatch, tier: Tier)
         asked.clear()
         loaded.run(context_tokens=context, batch=batch, new_tokens=NEW_TOKENS)
         given = [*RECORDED[f"{tier} {size} generate"], *RECORDED[f"{tier} {size} probe"]]
-        assert [mib for mib in asked if mib > SMALL] == [mib for mib in given if mib > SMALL], size
+        assert _large(asked) == _large(given), size
+
+
+@pytest.mark.parametrize("context", [2048, 8192])
+def test_every_segment_of_two_gpus(asked: list[int], context: int) -> None:
+    """They share one range of addresses: the order is that of one GPU all the same."""
+    architecture = describe(resolve_config("llama-3.3-70b"), tier="4bit")
+    placed = balanced(architecture, simulate("2xH200"), context_tokens=2048, batch=1)
+    loaded = Loaded(architecture, placed, {0: HOPPER, 1: HOPPER})
+    asked.clear()
+    loaded.run(context_tokens=context, batch=8, new_tokens=NEW_TOKENS, probe=False)
+    generated = _large(asked)
+    assert generated == _large(TWO_GPUS[f"4bit {context}x8 generate"])
+    probed = TWO_GPUS.get(f"4bit {context}x8 probe")
+    if probed is not None:
+        asked.clear()
+        loaded.run(context_tokens=context, batch=8, new_tokens=NEW_TOKENS)
+        assert _large(asked) == [*generated, *_large(probed)]
+
+
+def _large(sizes: list[int]) -> list[int]:
+    return [mib for mib in sizes if mib > SMALL]
 
 
 @pytest.mark.parametrize(("tier", "tolerance"), [("4bit", 0), ("8bit", 100)])
