@@ -130,10 +130,13 @@ class Scheduling:
     def _fall_back(self) -> None:
         usual = self._usual()
         collected: dict[Node, Sequence[str]] = self._inner.registered_collections
-        for node in self._inner.nodes:
+        present = self._inner.nodes
+        for node in dict.fromkeys([*collected, *present]):
             usual.add_node(node)
             if node in collected:
                 usual.add_node_collection(node, collected[node])
+            if node not in present:
+                usual.remove_node(node)  # it found nothing to run and has gone; it counts
         self._inner = usual
 
     def __getattr__(self, name: str) -> Any:

@@ -282,6 +282,17 @@ def test_usage_errors_are_one_line_here_too(
     assert "READY" not in result.stdout.str()
 
 
+@pytest.mark.parametrize("dist", ["load", "loadfile"])
+def test_a_path_that_is_not_there_ends_as_without_the_plugin(
+    pytester: pytest.Pytester, dist: str
+) -> None:
+    """Each worker is gone as soon as it has said that it found nothing."""
+    pytester.makepyfile(test_x="def test_x(): pass")
+    result = pytester.runpytest_subprocess("-n2", f"--dist={dist}", "test_x.py", "not_there.py")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
 def test_an_ini_file_that_cannot_be_does_not_break_other_runs(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngpu_config = game.json\n")
     Path("game.json").write_text("{")
