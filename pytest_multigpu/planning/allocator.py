@@ -229,5 +229,18 @@ class Allocator:
         self.limit_bytes = None
 
 
+class Elsewhere(Allocator):
+    """Of a GPU that is not replayed: keeps nothing."""
+
+    def take(self, size: int) -> Held:
+        return _NOTHING
+
+    def drop(self, block: Held) -> None:
+        pass
+
+
+_NOTHING = Held(0, 0, small=False)
+
+
 def _is_segment(block: Held) -> bool:
     return block.before is None and block.after is None

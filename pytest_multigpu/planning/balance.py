@@ -17,6 +17,7 @@ from ..errors import UsageError
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, Plan, WeightsSource
 from .costs import costs_for
+from .known import Known
 from .partition import Card, contiguous, place_groups, units
 from .peaks import Predictor
 from .replay import kv_bytes
@@ -62,14 +63,23 @@ def balanced_plan(
 
 
 def fitting_plan(
-    architecture: Architecture, machine: Machine, tokens: int, batch: int
+    architecture: Architecture,
+    machine: Machine,
+    tokens: int,
+    batch: int,
+    *,
+    known: Known | None = None,
 ) -> Plan | None:
     """The first plan that fits on the way to the balanced one, whose fullest GPU is no fuller.
+
+    :param known: of this model, where several machines are asked about.
 
     None if none was found: where the exact partitions need more than ``MOVABLE`` of a GPU, none is
     looked for among those a few layers away.
     """
-    search = _Search(architecture, machine, tokens, batch, "synthetic", enough_if_fits=True)
+    search = _Search(
+        architecture, machine, tokens, batch, "synthetic", enough_if_fits=True, known=known
+    )
     plan = search.settled(search.started()).plan
     return plan if plan.fits else None
 
@@ -104,7 +114,9 @@ class _Search:
         weights: WeightsSource,
         *,
         enough_if_fits: bool = False,
+        known: Known | None = None,
     ) -> None:
+        self._known = known or Known(architecture)
         self._enough = enough_if_fits
         self._architecture, self._machine = architecture, machine
         self._tokens, self._batch, self._weights = tokens, batch, weights
@@ -119,7 +131,7 @@ class _Search:
             i: costs_for(gpu.capability, expandable_segments=grows).context_bytes
             for i, gpu in enumerate(machine.visible_gpus)
         }
-        self._known: dict[tuple[int, ...], _Spread] = {}
+        self._spreads: dict[tuple[int, ...], _Spread] = {}
 
     def started(self) -> _Spread:
         """The best of a few exact partitions, each for what the one before held beside."""
@@ -132,10 +144,10 @@ class _Search:
                 first = sum(spread.counts[:i])
                 base[i] = need - sum(self._sizes[first : first + spread.counts[i]])
             counts = self._partition(base)
-            if counts in self._known:
+            if counts in self._spreads:
                 break  # what each GPU holds beside follows from the counts
             spread = self._replayed(counts)
-        return min(self._known.values(), key=lambda spread: max(spread.shares))
+        return min(self._spreads.values(), key=lambda spread: max(spread.shares))
 
     def settled(self, spread: _Spread) -> _Spread:
         """Where no move of one group off the fullest GPU helps."""
@@ -165,12 +177,18 @@ class _Search:
         return tuple(contiguous(self._sizes, cards))
 
     def _replayed(self, counts: tuple[int, ...]) -> _Spread:
-        if counts not in self._known:
+        if counts not in self._spreads:
             placed = place_groups(self._architecture, self._groups, counts)
-            made = Predictor(self._architecture, placed, self._machine, weights=self._weights)
+            made = Predictor(
+                self._architecture,
+                placed,
+                self._machine,
+                weights=self._weights,
+                known=self._known,
+            )
             plan = made.plan(context_tokens=self._tokens, batch=self._batch, placement="balanced")
             needs = {int(d.device.removeprefix("cuda:")): d.peak_bytes for d in plan.devices}
-            self._known[counts] = _Spread(
+            self._spreads[counts] = _Spread(
                 plan=plan,
                 counts=counts,
                 needs=needs,
@@ -178,4 +196,4 @@ class _Search:
                     needs[i] / free if i in needs else 0.0 for i, free in enumerate(self._free)
                 ),
             )
-        return self._known[counts]
+        return self._spreads[counts]

@@ -121,7 +121,7 @@ class Forward:
         Dequantised nf4 weights and repeated K and V are the exceptions, and are replayed.
         """
         for block, gpu in blocks:
-            if block.kind != "layer":
+            if block.kind != "layer" or gpu.elsewhere:
                 continue
             before, after = self._dequantised(block, gpu.costs, batch)
             for size in before:
@@ -221,6 +221,8 @@ class Forward:
         At the worst moment 16-bit Llama holds x, the residual, the normed input, and three
         tensors of the intermediate size (activated gate, up, product).
         """
+        if gpu.elsewhere:
+            return x
         del x  # held by the caller throughout
         a, size, linear = gpu.allocator, self.size, self.linears.run
         hidden, query, kv = t * self.hidden * size, t * self.query * size, t * self.kv * size

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..records.plan import Block
-from .allocator import Allocator, Held
+from .allocator import Allocator, Elsewhere, Held
 from .costs import Costs
 
 
@@ -20,6 +20,11 @@ class Gpu:
     costs: Costs
     cache: dict[str, tuple[list[Held], int]] = field(default_factory=dict)
     """Layer name to its K and V, and the bytes of each."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Not replayed: its layers are passed over."""
+        return isinstance(self.allocator, Elsewhere)
 
     def extend_cache(self, block: Block, new: int, batch: int, total: int) -> None:
         """``DynamicLayer.update``: new K by ``torch.cat``, old K released, then the same for V.

@@ -11,13 +11,15 @@ from functools import cached_property
 
 from ..records.machine import Machine
 from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan, WeightsSource
-from .allocator import OTHER_ORDERS
+from .allocator import OTHER_ORDERS, TOP_DOWN
 from .barred import why_barred
 from .costs import CPU, OUTLIERS_FROM, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
+from .known import Known
 from .reasons import reasons
-from .replay import NEW_TOKENS, Loaded, Use, kv_bytes, replay
+from .replay import NEW_TOKENS, Loaded, kv_bytes, replay
 from .search import Fit
+from .use import Use
 
 NEAR = 0.9
 """Of a GPU's room: from there on a plan must fit in whatever order the driver gives addresses, and
@@ -43,10 +45,12 @@ class Predictor:
         *,
         weights: WeightsSource = "synthetic",
         costs: Mapping[int, Costs] | None = None,
+        known: Known | None = None,
     ) -> None:
         """
         :param weights: where they come from: loading takes other things beside them.
         :param costs: measured constants by CUDA index, instead of the table's.
+        :param known: of this model, where several placements of it are asked about.
         :raises UsageError: a block that the map does not cover.
         """
         self.architecture = architecture
@@ -70,7 +74,18 @@ class Predictor:
             for i in indices
         }
         self.weights: WeightsSource = weights
-        self._loaded = Loaded(architecture, self.placed, self._prices, weights=weights)
+        self._known = known or Known(architecture)
+        self._loaded = self._loaded_with(self._prices)
+
+    def _loaded_with(self, prices: Mapping[int, Costs], *, top_down: int = TOP_DOWN) -> Loaded:
+        return Loaded(
+            self.architecture,
+            self.placed,
+            prices,
+            weights=self.weights,
+            top_down=top_down,
+            known=self._known,
+        )
 
     def plan(
         self,
@@ -143,20 +158,12 @@ class Predictor:
     def _others(self) -> tuple[Loaded, ...]:
         """The same with addresses in another order, which decides between equal free blocks, and
         with outliers from some layer on. With expandable segments there is one order."""
-        alone = (self.architecture, self.placed)
         others: list[Loaded] = []
         if not any(costs.expandable_segments for costs in self._prices.values()):
-            others += [
-                Loaded(*alone, self._prices, weights=self.weights, top_down=order)
-                for order in OTHER_ORDERS
-            ]
+            others += [self._loaded_with(self._prices, top_down=order) for order in OTHER_ORDERS]
         if self.architecture.tier == "8bit":
             others += [
-                Loaded(
-                    *alone,
-                    {i: costs.as_trained(first) for i, costs in self._prices.items()},
-                    weights=self.weights,
-                )
+                self._loaded_with({i: c.as_trained(first) for i, c in self._prices.items()})
                 for first in OUTLIERS_FROM
             ]
         return tuple(others)

@@ -155,6 +155,8 @@ class _Run:
         self, block: Block, gpu: Gpu, x: list[Held], x_gpu: Gpu, embedding: list[Held] | None
     ) -> tuple[list[Held], Gpu]:
         assert block.layer is not None  # of kind layer
+        if gpu.elsewhere:
+            return self._passed_over(gpu, x, x_gpu, embedding)
         kind = self.forward.passes.kinds[block.layer]
         layer, a = self.recorded.layers[kind], gpu.allocator
         moved = [] if gpu is x_gpu else [a.take(self.hidden)]
@@ -178,6 +180,17 @@ class _Run:
         self.late = [(gpu, made.pop(tensor)) for tensor in layer.late]
         self.kept += [(gpu, value) for value in made.values()]
         return y, gpu
+
+    def _passed_over(
+        self, gpu: Gpu, x: list[Held], x_gpu: Gpu, embedding: list[Held] | None
+    ) -> tuple[list[Held], Gpu]:
+        """A layer elsewhere: its input has been copied there, and what was late is gone."""
+        if x is not embedding:
+            _drop(x_gpu, x)
+        for owner, value in self.late:
+            _drop(owner, value)
+        self.late = []
+        return [], gpu
 
     def _play(self, steps: Iterable[_Sized], gpu: Gpu, block: Block | None, made: _Tensors) -> None:
         """Takes and drops on one GPU; what is left is in ``made``."""

@@ -22,6 +22,7 @@ from .balance import fitting_plan
 from .barred import beyond_positions, runs_on
 from .catalogue import CATALOGUE, GpuType
 from .costs import Costs, costs_for
+from .known import Known
 from .partition import Card, contiguous, place_groups, units
 from .peaks import NEAR, room
 from .replay import kv_bytes, replay
@@ -161,6 +162,7 @@ class _Look:
         self._architecture, self._context, self._batch = architecture, context, batch
         self._grows = expandable_segments
         self._needs: dict[tuple[int, Costs], _Need] = {}
+        self._known = Known(architecture)
 
     def peak(self, row: GpuType, count: int) -> int | None:
         """The fullest GPU's predicted peak in a split that fits; None if none was found."""
@@ -171,7 +173,9 @@ class _Look:
             return None
         machine = idle_machine([row] * count, f"{count}x{row.key}")
         machine = replace(machine, expandable_segments=self._grows)
-        plan = fitting_plan(self._architecture, machine, self._context, self._batch)
+        plan = fitting_plan(
+            self._architecture, machine, self._context, self._batch, known=self._known
+        )
         return None if plan is None else max(device.peak_bytes for device in plan.devices)
 
     def following(self, row: GpuType, count: int) -> int:
@@ -182,14 +186,13 @@ class _Look:
     def _evenly(self, row: GpuType, count: int) -> _Need:
         costs = costs_for(row.capability, expandable_segments=self._grows)
         if (count, costs) not in self._needs:
-            self._needs[count, costs] = _need(
-                self._architecture, count, costs, self._context, self._batch
-            )
+            self._needs[count, costs] = _need(self._known, count, costs, self._context, self._batch)
         return self._needs[count, costs]
 
 
-def _need(architecture: Architecture, count: int, costs: Costs, context: int, batch: int) -> _Need:
+def _need(known: Known, count: int, costs: Costs, context: int, batch: int) -> _Need:
     """``count`` equal GPUs with the layers spread evenly by bytes."""
+    architecture = known.architecture
     groups = units(architecture)
     count = min(count, len(groups))
     sizes = [
@@ -203,6 +206,7 @@ def _need(architecture: Architecture, count: int, costs: Costs, context: int, ba
         dict.fromkeys(range(count), costs),
         context_tokens=context,
         batch=batch,
+        known=known,
     )
     uses = used.values()
     return _Need(

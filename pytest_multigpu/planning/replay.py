@@ -1,60 +1,28 @@
 """One session replayed on simulated GPUs: what each of them holds, phase by phase.
 
 Each GPU has a simulated caching allocator (:mod:`.allocator`, :mod:`.expandable`); the model is
-loaded on it (:mod:`.load`) and its passes are run on it (:mod:`.forward`). To that comes what the
-process holds outside the allocator (:mod:`.costs`). Imports units, records and its own part.
+loaded on it (:mod:`.load`) and its passes are run on it (:mod:`.forward`), unless what it does is
+known (:mod:`.known`). To that comes what the process holds outside the allocator (:mod:`.use`).
+Imports records and its own part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from ..records.plan import Architecture, Block, Parts, Peaks, WeightsSource
-from .allocator import TOP_DOWN, Allocator
+from ..records.plan import Architecture, Block, WeightsSource
+from .allocator import TOP_DOWN, Allocator, Elsewhere
 from .costs import Costs
 from .expandable import ExpandableAllocator
 from .gpu import Gpu
-from .load import load, scratch_sizes
+from .known import Known, Moment, Outcome
+from .load import load
 from .recorded import forward_of
+from .use import Use, use_of
 
 NEW_TOKENS = 2
 """Of the context, how many are generated one by one; the rest is the prompt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Use:
-    """One GPU after a replay. Bytes."""
-
-    parts: Mapping[str, Parts]
-    """Phase to what is in use, as NVML shows it. Without ``probe`` if that was not replayed."""
-    allocated_peak_bytes: int
-    """In tensors, at the worst moment after loading."""
-    fixed_bytes: int
-    """Outside torch's allocator, plus the cuBLAS workspace."""
-    missing_bytes: int
-    """With a limit: what the driver lacked when it ran out; 0 if it did not."""
-    least_bytes: int
-    """About the fewest free bytes with which this GPU would do."""
-
-    @property
-    def peaks(self) -> Peaks:
-        return Peaks(**{f"{phase}_bytes": parts.total_bytes for phase, parts in self.parts.items()})
-
-    @property
-    def activation_bytes(self) -> int:
-        """The most that a phase holds at once beyond weights and KV; workspaces not counted."""
-        return max(parts.activations_bytes + parts.logits_bytes for parts in self.parts.values())
-
-
-class _Moment(NamedTuple):
-    """One GPU's allocator after a phase: its peaks, and what was in use at the second one."""
-
-    reserved: int
-    allocated: int
-    kv: int
-    logits: int
 
 
 def kv_bytes(block: Block, context_tokens: int, batch: int) -> int:
@@ -63,6 +31,13 @@ def kv_bytes(block: Block, context_tokens: int, batch: int) -> int:
     if block.kv_window is not None:
         tokens = min(tokens, block.kv_window)
     return block.kv_bytes_per_token * tokens * batch
+
+
+class _Sizes(NamedTuple):
+    context_tokens: int
+    batch: int
+    prompt: int
+    """Tokens of a sequence before the first is generated."""
 
 
 class Loaded:
@@ -80,22 +55,33 @@ class Loaded:
         *,
         weights: WeightsSource = "synthetic",
         top_down: int = TOP_DOWN,
+        known: Known | None = None,
     ) -> None:
         """
         :param placed: a key for each block; those on cpu or disk run on the first GPU.
         :param top_down: the order in which the driver gives addresses, see :mod:`.allocator`.
+        :param known: what other splits of this model came to, and what this one will.
         """
-        indices = sorted({place for place in placed.values() if isinstance(place, int)})
+        places = [placed[block.name] for block in architecture.blocks]
+        indices = sorted({place for place in places if isinstance(place, int)})
         self.architecture = architecture
         self.costs = {index: costs[index].in_tier(architecture.tier) for index in indices}
         self._weights = weights
         self._top_down = top_down
         self._blocks = {
-            index: [block for block in architecture.blocks if placed[block.name] == index]
+            index: [
+                block
+                for block, place in zip(architecture.blocks, places, strict=True)
+                if place == index
+            ]
             for index in indices
         }
-        self._places = [placed[block.name] for block in architecture.blocks]
-        self._gpus = {index: self._load(index, None) for index in indices}
+        self._runs_on = [
+            place if isinstance(place, int) else indices[0] for place in places if indices
+        ]
+        self._known = known or Known(architecture)
+        self._own = self._known.own(self._runs_on, places, self.costs) if indices else {}
+        self._gpus: dict[int, Gpu] = {}
 
     def run(
         self,
@@ -117,84 +103,97 @@ class Loaded:
 
         :param enough_if_short: leave the probe out where a GPU was short before it.
         """
-        if not self._gpus:
-            return {}
+        sizes = _Sizes(context_tokens, batch, max(1, context_tokens - max(1, new_tokens)))
+        generated = self._outcomes("generate", sizes, limits)
+        short = any(outcome.missing_bytes for outcome in generated.values())
+        probed: Mapping[int, Outcome] = {}
+        if probe and not (enough_if_short and short):
+            probed = self._outcomes("probe", sizes, limits)
+        return {
+            index: use_of(
+                self.architecture,
+                self._blocks[index],
+                self.costs[index],
+                self._weights,
+                outcome,
+                probed.get(index),
+            )
+            for index, outcome in generated.items()
+        }
+
+    def _outcomes(
+        self, work: str, sizes: _Sizes, limits: Mapping[int, int] | None
+    ) -> dict[int, Outcome]:
+        """By GPU. Those that are not known yet are replayed, of equal ones the first."""
+        outcomes = self._known.outcomes
+        keys: dict[int, Hashable] = {
+            index: (
+                *(work, sizes, None if limits is None else limits[index]),
+                *(self._weights, self._top_down, own.blocks, own.costs),
+                own.probed if work == "probe" else None,
+            )
+            for index, own in self._own.items()
+        }
+        new: dict[Hashable, int] = {}
+        for index, key in keys.items():
+            if key not in outcomes:
+                new.setdefault(key, index)
+        if new:
+            gpus = {index: self._started(index, limits) for index in new.values()}
+            moments = {"load": _begin(gpus)}
+            moments.update(self._passes(work, gpus, sizes))
+            for key, index in new.items():
+                loaded, started = self._loaded(index).allocator, gpus[index].allocator
+                outcomes[key] = Outcome(
+                    moments={phase: at[index] for phase, at in moments.items()},
+                    loaded_bytes=loaded.allocated,
+                    load_least=loaded.least_limit,
+                    least_limit=started.least_limit,
+                    missing_bytes=started.missing_bytes,
+                )
+        return {index: outcomes[key] for index, key in keys.items()}
+
+    def _passes(
+        self, work: str, gpus: Mapping[int, Gpu], sizes: _Sizes
+    ) -> dict[str, dict[int, Moment]]:
+        """Phase by phase; layers on other GPUs than those are passed over."""
         forward = forward_of(self.architecture, logits_rows=1)
-        prompt = max(1, context_tokens - max(1, new_tokens))
-        gpus = self._started(limits)
-        moments = {"load": _begin(gpus)}
-        blocks = self._on(gpus)
+        elsewhere = Gpu(allocator=Elsewhere(), costs=self.costs[self._runs_on[0]])
+        blocks = [
+            (block, gpus.get(index, elsewhere))
+            for block, index in zip(self.architecture.blocks, self._runs_on, strict=True)
+        ]
+        context, batch, prompt = sizes
+        if work == "probe":
+            forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt, probe=True)
+            return {"probe": _moments(gpus)}
         forward.run(blocks, tokens=prompt, batch=batch, total_tokens=prompt)
-        moments["prefill"] = _moments(gpus)
-        for step in range(prompt + 1, context_tokens + 1):
+        prefill = _moments(gpus)
+        for step in range(prompt + 1, context + 1):
             if step == prompt + 1:
                 forward.run(blocks, tokens=1, batch=batch, total_tokens=step)
             else:
                 forward.extend(blocks, batch=batch, total_tokens=step)
-        moments["decode"] = _moments(gpus)
-        probed = gpus
-        short = any(gpu.allocator.missing_bytes for gpu in gpus.values())
-        if probe and not (enough_if_short and short):
-            probed = self._started(limits)
-            _begin(probed)
-            on_probed = self._on(probed)
-            forward.run(on_probed, tokens=prompt, batch=batch, total_tokens=prompt, probe=True)
-            moments["probe"] = _moments(probed)
-        return {
-            index: Use(
-                parts={
-                    phase: self._parts(index, phase, at[index]) for phase, at in moments.items()
-                },
-                allocated_peak_bytes=max(
-                    at[index].allocated for phase, at in moments.items() if phase != "load"
-                ),
-                fixed_bytes=outside(gpu.costs) + gpu.costs.workspace_bytes,
-                least_bytes=max(
-                    self._gpus[index].allocator.least_limit + gpu.costs.context_bytes,
-                    gpu.allocator.least_limit + outside(gpu.costs),
-                    probed[index].allocator.least_limit + outside(gpu.costs),
-                ),
-                missing_bytes=probed[index].allocator.missing_bytes or gpu.allocator.missing_bytes,
-            )
-            for index, gpu in gpus.items()
-        }
+        return {"prefill": prefill, "decode": _moments(gpus)}
 
-    def _parts(self, index: int, phase: str, moment: _Moment) -> Parts:
-        costs, blocks = self.costs[index], self._blocks[index]
-        weights = sum(block.weights_bytes for block in blocks)
-        if phase == "load":
-            transient = sum(scratch_sizes(self.architecture, blocks, self._weights))
-            return Parts(
-                context_bytes=costs.context_bytes,
-                weights_bytes=weights,
-                transient_bytes=transient,
-                slack_bytes=moment.reserved - weights - transient,
-            )
-        used = moment.allocated - self._gpus[index].allocator.allocated - costs.workspace_bytes
-        return Parts(
-            context_bytes=outside(costs),
-            weights_bytes=weights,
-            kv_bytes=moment.kv,
-            activations_bytes=used - moment.kv - moment.logits,
-            logits_bytes=moment.logits,
-            workspace_bytes=costs.workspace_bytes,
-            slack_bytes=moment.reserved - weights - costs.workspace_bytes - used,
-        )
+    def _started(self, index: int, limits: Mapping[int, int] | None) -> Gpu:
+        """A GPU with the model on it, to go on from: the kernels of a pass come beside it."""
+        loaded = self._loaded(index)
+        costs, allocator = loaded.costs, loaded.allocator.copy()
+        if limits is not None:
+            room = limits[index] - costs.context_bytes
+            if allocator.peak_reserved > room:
+                allocator = self._load(index, room).allocator
+            if not allocator.missing_bytes:
+                allocator.limit_to(room - costs.module_bytes)
+        allocator.least_limit = allocator.reserved
+        return Gpu(allocator=allocator, costs=costs)
 
-    def _started(self, limits: Mapping[int, int] | None) -> dict[int, Gpu]:
-        """Each GPU with the model on it, to go on from: the kernels of a pass come beside it."""
-        gpus = {}
-        for index, loaded in self._gpus.items():
-            costs, allocator = loaded.costs, loaded.allocator.copy()
-            if limits is not None:
-                room = limits[index] - costs.context_bytes
-                if allocator.peak_reserved > room:
-                    allocator = self._load(index, room).allocator
-                if not allocator.missing_bytes:
-                    allocator.limit_to(room - costs.module_bytes)
-            allocator.least_limit = allocator.reserved
-            gpus[index] = Gpu(allocator=allocator, costs=costs)
-        return gpus
+    def _loaded(self, index: int) -> Gpu:
+        """Without a limit; once, since it does not depend on the context."""
+        if index not in self._gpus:
+            self._gpus[index] = self._load(index, None)
+        return self._gpus[index]
 
     def _load(self, index: int, limit: int | None) -> Gpu:
         costs = self.costs[index]
@@ -207,14 +206,6 @@ class Loaded:
         load(gpu, self.architecture, self._blocks[index], self._weights)
         return gpu
 
-    def _on(self, gpus: Mapping[int, Gpu]) -> list[tuple[Block, Gpu]]:
-        """The blocks in forward order, each with the GPU that runs it."""
-        first = next(iter(gpus.values()))
-        return [
-            (block, gpus[place] if isinstance(place, int) else first)
-            for block, place in zip(self.architecture.blocks, self._places, strict=True)
-        ]
-
 
 def replay(
     architecture: Architecture,
@@ -225,20 +216,16 @@ def replay(
     batch: int,
     new_tokens: int = NEW_TOKENS,
     probe: bool = True,
+    known: Known | None = None,
 ) -> dict[int, Use]:
-    """One session on GPUs without a limit; see :meth:`Loaded.run`."""
-    loaded = Loaded(architecture, placed, costs)
+    """One session on GPUs without a limit; see :class:`Loaded` and :meth:`Loaded.run`."""
+    loaded = Loaded(architecture, placed, costs, known=known)
     return loaded.run(
         context_tokens=context_tokens, batch=batch, new_tokens=new_tokens, probe=probe
     )
 
 
-def outside(costs: Costs) -> int:
-    """Bytes that a process which has generated holds outside torch's allocator."""
-    return costs.context_bytes + costs.module_bytes
-
-
-def _begin(gpus: Mapping[int, Gpu]) -> dict[int, _Moment]:
+def _begin(gpus: Mapping[int, Gpu]) -> dict[int, Moment]:
     """The first matrix product takes its workspace; the peaks of what was before."""
     before = _moments(gpus)
     for gpu in gpus.values():
@@ -247,11 +234,11 @@ def _begin(gpus: Mapping[int, Gpu]) -> dict[int, _Moment]:
     return before
 
 
-def _moments(gpus: Mapping[int, Gpu]) -> dict[int, _Moment]:
+def _moments(gpus: Mapping[int, Gpu]) -> dict[int, Moment]:
     """The peaks of the phase that ends here. What is reserved stays so from phase to phase."""
     found = {}
     for index, gpu in gpus.items():
         a = gpu.allocator
-        found[index] = _Moment(a.peak_reserved, a.peak_allocated, a.peak_kv, a.peak_logits)
+        found[index] = Moment(a.peak_reserved, a.peak_allocated, a.peak_kv, a.peak_logits)
         a.restart_allocated_peak()
     return found

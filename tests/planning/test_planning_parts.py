@@ -11,8 +11,9 @@ from pytest_multigpu.planning.costs import HOPPER
 from pytest_multigpu.planning.forward import Forward, Gpu
 from pytest_multigpu.planning.load import TABLE_VALUES, load
 from pytest_multigpu.planning.peaks import predict
-from pytest_multigpu.planning.replay import NEW_TOKENS, Use, replay
+from pytest_multigpu.planning.replay import NEW_TOKENS, replay
 from pytest_multigpu.planning.simulate import simulate
+from pytest_multigpu.planning.use import Use
 from pytest_multigpu.records.plan import Architecture, DevicePlan, Tier
 from pytest_multigpu.units import MIB
 

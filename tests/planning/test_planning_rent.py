@@ -15,8 +15,9 @@ from pytest_multigpu.planning.catalogue import GpuType, find
 from pytest_multigpu.planning.costs import SPARE_SHARE, costs_for
 from pytest_multigpu.planning.partition import place_groups, units
 from pytest_multigpu.planning.rent import NEVER, by_price, fewest, rent_table, tokens_per_second
-from pytest_multigpu.planning.replay import Use, replay
+from pytest_multigpu.planning.replay import replay
 from pytest_multigpu.planning.simulate import idle_machine, simulate
+from pytest_multigpu.planning.use import Use
 from pytest_multigpu.records.plan import Architecture, Plan, Tier
 from pytest_multigpu.records.rent import RentRow
 from pytest_multigpu.units import GIB, MIB

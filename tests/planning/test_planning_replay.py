@@ -9,7 +9,8 @@ import pytest
 
 from pytest_multigpu.model import peaks as measured
 from pytest_multigpu.planning.costs import Costs
-from pytest_multigpu.planning.replay import NEW_TOKENS, Loaded, Use, replay
+from pytest_multigpu.planning.replay import NEW_TOKENS, Loaded, replay
+from pytest_multigpu.planning.use import Use
 from pytest_multigpu.records.plan import Architecture
 from pytest_multigpu.units import GIB, MIB
 

@@ -16,11 +16,11 @@ from pytest_multigpu.model.architecture import describe
 from pytest_multigpu.model.config import resolve_config
 from pytest_multigpu.planning.allocator import Allocator, Held
 from pytest_multigpu.planning.balance import balanced
-from pytest_multigpu.planning.costs import HOPPER
+from pytest_multigpu.planning.costs import HOPPER, Costs
 from pytest_multigpu.planning.expandable import ExpandableAllocator
 from pytest_multigpu.planning.replay import Loaded
 from pytest_multigpu.planning.simulate import simulate
-from pytest_multigpu.records.plan import Tier
+from pytest_multigpu.records.plan import Architecture, DeviceMap, Tier
 from pytest_multigpu.units import MIB
 
 _FILE = json.loads(Path(__file__).with_name("segments_h200.json").read_text())
@@ -54,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_every_segment_in_its_order(asked: list[int], tier: Tier) -> None:
     architecture = describe(resolve_config("llama-3.3-70b"), tier=tier)
     placed = {block.name: 0 for block in architecture.blocks}
-    loaded = Loaded(architecture, placed, {0: HOPPER})
+    loaded = loaded_by_now(architecture, placed, HOPPER)
     sizes = {name.split()[1] for name in RECORDED if name.startswith(tier)}
     assert len(sizes) == 3
     for size in sorted(sizes):
@@ -70,16 +70,18 @@ def test_every_segment_of_two_gpus(asked: list[int], context: int) -> None:
     """They share one range of addresses: the order is that of one GPU all the same."""
     architecture = describe(resolve_config("llama-3.3-70b"), tier="4bit")
     placed = balanced(architecture, simulate("2xH200"), context_tokens=2048, batch=1)
-    loaded = Loaded(architecture, placed, {0: HOPPER, 1: HOPPER})
+    loaded = loaded_by_now(architecture, placed, HOPPER)
     asked.clear()
-    loaded.run(context_tokens=context, batch=8, new_tokens=NEW_TOKENS, probe=False)
-    generated = _large(asked)
-    assert generated == _large(TWO_GPUS[f"4bit {context}x8 generate"])
-    probed = TWO_GPUS.get(f"4bit {context}x8 probe")
-    if probed is not None:
-        asked.clear()
-        loaded.run(context_tokens=context, batch=8, new_tokens=NEW_TOKENS)
-        assert _large(asked) == [*generated, *_large(probed)]
+    probed = TWO_GPUS.get(f"4bit {context}x8 probe", [])
+    loaded.run(context_tokens=context, batch=8, new_tokens=NEW_TOKENS, probe=bool(probed))
+    assert _large(asked) == _large([*TWO_GPUS[f"4bit {context}x8 generate"], *probed])
+
+
+def loaded_by_now(architecture: Architecture, placed: DeviceMap, costs: Costs) -> Loaded:
+    """What a first session took of the allocator before its prompt is done with."""
+    loaded = Loaded(architecture, placed, {0: costs, 1: costs})
+    loaded.run(context_tokens=1, batch=1)
+    return loaded
 
 
 def _large(sizes: list[int]) -> list[int]:
@@ -101,7 +103,7 @@ def test_every_piece_by_which_segments_grow(
 
     architecture = describe(resolve_config("llama-3.3-70b"), tier=tier)
     placed = {block.name: 0 for block in architecture.blocks}
-    loaded = Loaded(architecture, placed, {0: replace(HOPPER, expandable_segments=True)})
+    loaded = loaded_by_now(architecture, placed, replace(HOPPER, expandable_segments=True))
     monkeypatch.setattr(ExpandableAllocator, "_map", noted)
     sizes = {name.split()[1] for name in GROWN if name.startswith(tier)}
     assert len(sizes) == 3
