@@ -25,10 +25,6 @@ from .replay import kv_bytes
 ROUNDS = 3
 """Predict, partition, predict again with what each GPU then holds beside weights and KV."""
 
-MOVABLE = 1.06
-"""Of a GPU's free bytes: more is seldom mended by moving layers, and takes seconds to find out."""
-
-
 NOWHERE = (
     "--gpu-placement=balanced: CUDA sees no GPU with free memory; free one, or use --gpu-tier=cpu"
 )
@@ -72,10 +68,9 @@ def fitting_plan(
 ) -> Plan | None:
     """The first plan that fits on the way to the balanced one, whose fullest GPU is no fuller.
 
-    :param known: of this model, where several machines are asked about.
+    None where the balanced one does not fit either.
 
-    None if none was found: where the exact partitions need more than ``MOVABLE`` of a GPU, none is
-    looked for among those a few layers away.
+    :param known: of this model, where several machines are asked about.
     """
     search = _Search(
         architecture, machine, tokens, batch, "synthetic", enough_if_fits=True, known=known
@@ -154,7 +149,7 @@ class _Search:
         better: _Spread | None = spread
         while better is not None:
             spread = better
-            if self._enough and (spread.plan.fits or max(spread.shares) > MOVABLE):
+            if self._enough and spread.plan.fits:
                 return spread
             rank = spread.rank
             better = next((one for one in self._moved(spread) if one.rank < rank), None)

@@ -195,9 +195,6 @@ def test_a_fit_is_looked_for_while_there_may_be_one(
     near, replays = looked(peak * 97 // 100)
     assert near is None
     assert replays > balance.ROUNDS
-    far, replays = looked(peak * 95 // 100)
-    assert far is None
-    assert replays <= balance.ROUNDS
 
 
 Shape = dict[str, int]
@@ -274,11 +271,9 @@ def test_no_partition_is_better(
     assert fullest(found) == min(map(fullest, plans))
     assert found.fits == any(plan.fits for plan in plans)
     enough = fitting_plan(model, machine, context, batch)
-    if enough is None:
-        assert not found.fits
-    else:
+    assert (enough is not None) == found.fits
+    if enough is not None:
         assert enough.fits
-        assert found.fits
         assert fullest(enough) >= fullest(found)
 
 
