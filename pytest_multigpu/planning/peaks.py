@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from ..records.machine import Machine
-from ..records.plan import Architecture, DeviceMap, DevicePlan, Plan, WeightsSource
+from ..records.plan import Architecture, DeviceMap, Plan, WeightsSource
 from .allocator import OTHER_ORDERS, TOP_DOWN
 from .barred import why_barred
-from .costs import CPU, OUTLIERS_FROM, SPARE_SHARE, Costs, costs_for
+from .costs import OUTLIERS_FROM, SPARE_SHARE, Costs, costs_for
 from .device_maps import OFFLOAD, expand
+from .device_plans import device_plan, host_plans
 from .known import Known
 from .reasons import reasons
-from .replay import NEW_TOKENS, Loaded, kv_bytes, replay
+from .replay import NEW_TOKENS, Loaded
 from .search import Fit
 from .use import Use
 
@@ -102,7 +103,7 @@ class Predictor:
         free, used, short = self._used(context_tokens, batch, new_tokens)
         barred = why_barred(self.architecture, self.cards, context_tokens)
         devices = [
-            _device_plan(
+            device_plan(
                 self.architecture,
                 self.placed,
                 index,
@@ -113,7 +114,7 @@ class Predictor:
             )
             for index in free
         ]
-        devices += _host_plans(self.architecture, self.placed, context_tokens, batch)
+        devices += host_plans(self.architecture, self.placed, context_tokens, batch)
         return Plan(
             architecture=self.architecture,
             weights=self.weights,
@@ -220,82 +221,3 @@ def predict(
         placement=placement,
         new_tokens=new_tokens,
     )
-
-
-def _layers(architecture: Architecture, placed: DeviceMap, place: int | str) -> tuple[int, int]:
-    here = [
-        block.layer
-        for block in architecture.blocks
-        if block.layer is not None and placed[block.name] == place
-    ]
-    return (min(here), max(here)) if here else (-1, -1)
-
-
-def _sums(
-    architecture: Architecture, placed: DeviceMap, place: int | str, context: int, batch: int
-) -> tuple[int, int]:
-    here = [block for block in architecture.blocks if placed[block.name] == place]
-    return (
-        sum(block.weights_bytes for block in here),
-        sum(kv_bytes(block, context, batch) for block in here),
-    )
-
-
-def _device_plan(
-    architecture: Architecture,
-    placed: DeviceMap,
-    index: int,
-    use: Use,
-    limit: int,
-    *,
-    context: int,
-    batch: int,
-) -> DevicePlan:
-    weights, kv = _sums(architecture, placed, index, context, batch)
-    layers = _layers(architecture, placed, index)
-    peak = use.peaks.worst_bytes
-    fixed = min(peak - weights, use.fixed_bytes)
-    activation = max(0, min(use.activation_bytes, peak - weights - kv - fixed))
-    return DevicePlan(
-        device=f"cuda:{index}",
-        layers=None if layers == (-1, -1) else layers,
-        weights_bytes=weights,
-        kv_bytes=kv,
-        activation_bytes=activation,
-        reserve_bytes=peak - weights - kv - activation,
-        peak_bytes=peak,
-        limit_bytes=limit,
-        peaks=use.peaks,
-        parts=use.parts,
-    )
-
-
-def _host_plans(
-    architecture: Architecture, placed: DeviceMap, context: int, batch: int
-) -> list[DevicePlan]:
-    plans = []
-    for place in OFFLOAD:
-        if place not in placed.values():
-            continue
-        weights, kv = _sums(architecture, placed, place, context, batch)
-        layers = _layers(architecture, placed, place)
-        activation = 0
-        if architecture.tier == "cpu":
-            on_gpu_0 = dict.fromkeys(placed, 0)
-            use = replay(architecture, on_gpu_0, {0: CPU}, context_tokens=context, batch=batch)[0]
-            activation = use.allocated_peak_bytes - weights - kv
-        else:
-            kv = 0  # an offloaded layer's cache stays on the GPU that runs it
-        plans.append(
-            DevicePlan(
-                device=place,
-                layers=None if layers == (-1, -1) else layers,
-                weights_bytes=weights,
-                kv_bytes=kv,
-                activation_bytes=activation,
-                reserve_bytes=0,
-                peak_bytes=weights + kv + activation,
-                limit_bytes=0,
-            )
-        )
-    return plans

@@ -11,7 +11,7 @@ from ..units import MIB, parse_size
 from .catalogue import CATALOGUE, GpuType, find
 
 MAX_GPUS = 64
-_GROUP = re.compile(r"\s*(\d{1,4})\s*[xX*]\s*([^\s+][^+]*?)\s*", re.ASCII)
+_GROUP = re.compile(r"\s*(\d{1,4})\s*[xX*]\s*([^\s+,][^+,]*?)\s*", re.ASCII)
 _SMALLEST = 1024 * MIB
 
 

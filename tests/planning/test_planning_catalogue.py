@@ -53,6 +53,7 @@ HOW = "write it like 4xA6000, 2x80GiB or 3xH100+1x24GiB"
         ("", f"'' is not a machine; {HOW}"),
         ("H100", f"'H100' is not a machine; {HOW}"),
         ("4xH100+", f"'4xH100+' is not a machine; {HOW}"),
+        ("2xH100,1xA6000", f"'2xH100,1xA6000' is not a machine; {HOW}"),
         ("0xH100", "'0xH100' asks for 0 GPUs; write 1 or more"),
         ("65xH100", "'65xH100' has more than 64 GPUs; simulate at most that"),
         ("64xH100+1xL4", "'64xH100+1xL4' has more than 64 GPUs; simulate at most that"),
