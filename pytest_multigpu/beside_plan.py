@@ -7,7 +7,7 @@ Glue between auto's own planner and pure planning. Knows no pytest.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .autoplacement import auto_map
 from .given_files import read_catalogue
@@ -16,6 +16,7 @@ from .planbook import PlanBook
 from .planning.fit import largest_context
 from .planning.longest import longest_balanced
 from .planning.rent import rent_table
+from .records.automap import AutoMap
 from .records.machine import Machine
 from .records.plan import LongestContext, Tier
 from .records.rent import SHOWN, RentRow
@@ -26,12 +27,33 @@ def longest_contexts(
     book: PlanBook, tiers: Sequence[Tier] = GPU_TIERS
 ) -> tuple[LongestContext, ...]:
     """A row for each tier and placement, the best tier first, and one for what expandable segments
-    would make of balanced; () without a GPU. Takes seconds, many plans are made."""
-    if not book.machine.visible:
+    would make of balanced; () without a GPU. Takes seconds, many plans are made; from the disk
+    cache if it is there."""
+    machine, settings = book.machine, book.settings
+    if not machine.visible:
         return ()
+    maps = {tier: auto_map(book.resolved, book.architecture(tier), machine) for tier in tiers}
+    chosen = book.chosen
+    return cache.longest(
+        {
+            "config": dict(book.resolved.config_dict),
+            "dtype": settings.dtype,
+            "weights": book.weights,
+            "gpus": [(gpu.free_bytes, gpu.capability) for gpu in machine.visible_gpus],
+            "expandable_segments": machine.expandable_segments,
+            "auto": {tier: (dict(auto.device_map), auto.refusal) for tier, auto in maps.items()},
+            "chosen": (chosen.architecture.tier, chosen.placement, chosen.fits),
+            "context_tokens": settings.context,
+            "batch": settings.batch,
+        },
+        lambda: _longest(book, maps),
+    )
+
+
+def _longest(book: PlanBook, maps: Mapping[Tier, AutoMap]) -> tuple[LongestContext, ...]:
     rows: list[LongestContext] = []
-    for tier in tiers:
-        auto = _auto(book, tier)
+    for tier, mapped in maps.items():
+        auto = _auto(book, tier, mapped)
         rows.append(LongestContext(tier=tier, placement="auto", tokens=auto))
         tokens = _balanced(book, tier, book.machine, known=auto)
         rows.append(LongestContext(tier=tier, placement="balanced", tokens=tokens))
@@ -46,9 +68,8 @@ def longest_contexts(
     return tuple(rows)
 
 
-def _auto(book: PlanBook, tier: Tier) -> int:
+def _auto(book: PlanBook, tier: Tier, auto: AutoMap) -> int:
     architecture = book.architecture(tier)
-    auto = auto_map(book.resolved, architecture, book.machine)
     if auto.refusal is not None:
         return 0
     chosen = book.chosen

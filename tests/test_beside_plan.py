@@ -1,4 +1,5 @@
-"""What to rent is kept on disk, and anew where anything that it depends on is another."""
+"""What to rent and the longest contexts are kept on disk, and anew where anything that they depend
+on is another."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_multigpu import beside_plan
-from pytest_multigpu.beside_plan import rentable
+from pytest_multigpu.beside_plan import longest_contexts, rentable
 from pytest_multigpu.model import cache
 from pytest_multigpu.options import Settings
 from pytest_multigpu.planbook import PlanBook
@@ -71,3 +72,46 @@ def test_a_damaged_entry_is_computed_again(home: Path, damage: str) -> None:
     (entry,) = home.glob("rent-*")
     entry.write_text(damage)
     assert rentable(book()) == first
+
+
+def test_the_longest_contexts_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = longest_contexts(book())
+    assert len(first) == 9
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("looked for again")
+
+    monkeypatch.setattr(beside_plan, "longest_balanced", fail)
+    monkeypatch.setattr(beside_plan, "largest_context", fail)
+    assert longest_contexts(book()) == first
+
+
+def test_all_that_the_longest_contexts_depend_on_is_in_the_key(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = simulate("1xH100")
+    (gpu,) = machine.gpus
+    grows = replace(machine, expandable_segments=True)
+    older = replace(machine, gpus=(replace(gpu, capability=(8, 0)),))
+    fuller = replace(machine, gpus=(replace(gpu, free_bytes=gpu.free_bytes - 1),))
+    asked = replace(ASKED, tier="16bit")
+    books = [
+        book(asked),
+        book(replace(asked, context=65)),
+        book(replace(asked, batch=2)),
+        book(replace(asked, dtype="float16")),
+        book(replace(asked, model="llama-3.2-1b")),
+        book(replace(asked, placement="balanced")),
+        *(PlanBook(asked, other, os.environ) for other in (grows, older, fuller)),
+    ]
+    for number, one in enumerate(books, 1):
+        longest_contexts(one, ["16bit"])
+        assert len(list(home.glob("longest-*"))) == number
+    longest_contexts(book(asked), ["4bit"])
+    monkeypatch.setattr(PlanBook, "weights", "checkpoint")
+    longest_contexts(book(asked), ["16bit"])
+    monkeypatch.setattr(cache, "_planning", lambda: [Path(__file__)])
+    longest_contexts(book(asked), ["16bit"])
+    assert len(list(home.glob("longest-*"))) == len(books) + 3
+    longest_contexts(book(asked), ["16bit"])
+    assert len(list(home.glob("longest-*"))) == len(books) + 3

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..records.passes import passes_from_json
-from ..records.plan import Architecture, Block
+from ..records.plan import Architecture, Block, LongestContext
 
 if TYPE_CHECKING:
     from ..records.automap import AutoMap
@@ -96,6 +96,18 @@ def rent(
     too, since plans are made anew whenever they are asked for."""
     path = _entry("rent", {"planning": _code(_planning()), **inputs})
     found = _read(path, _to_rent)
+    if found is None:
+        found = compute()
+        _write(path, {"rows": [asdict(row) for row in found]})
+    return found
+
+
+def longest(
+    inputs: Mapping[str, object], compute: Callable[[], tuple[LongestContext, ...]]
+) -> tuple[LongestContext, ...]:
+    """The same for the longest contexts."""
+    path = _entry("longest", {"planning": _code(_planning()), **inputs})
+    found = _read(path, _to_longest)
     if found is None:
         found = compute()
         _write(path, {"rows": [asdict(row) for row in found]})
@@ -196,3 +208,7 @@ def _to_rent(entry: dict[str, Any]) -> tuple[RentRow, ...]:
     from ..records.rent import RentRow
 
     return tuple(RentRow(**row) for row in entry["rows"])
+
+
+def _to_longest(entry: dict[str, Any]) -> tuple[LongestContext, ...]:
+    return tuple(LongestContext(**row) for row in entry["rows"])
