@@ -126,14 +126,11 @@ class Loaded:
     ) -> dict[int, Outcome]:
         """By GPU. Those that are not known yet are replayed, of equal ones the first."""
         outcomes = self._known.outcomes
-        keys: dict[int, Hashable] = {
-            index: (
-                *(work, sizes, None if limits is None else limits[index]),
-                *(self._weights, self._top_down, own.blocks, own.costs),
-                own.probed if work == "probe" else None,
-            )
-            for index, own in self._own.items()
-        }
+        keys: dict[int, Hashable] = {}
+        for index, own in self._own.items():
+            limit = None if limits is None else limits[index]
+            mine = own if work == "probe" else own._replace(probed=None)
+            keys[index] = (work, sizes, limit, self._weights, self._top_down, mine)
         new: dict[Hashable, int] = {}
         for index, key in keys.items():
             if key not in outcomes:
