@@ -17,7 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..records.plan import Architecture, Parts, Tier
-from ..records.rent import RentRow
+from ..records.rent import MAX_COUNT, RentRow
 from .balance import fitting_plan
 from .barred import beyond_positions, runs_on
 from .catalogue import CATALOGUE, GpuType
@@ -29,7 +29,6 @@ from .replay import kv_bytes, replay
 from .simulate import idle_machine
 from .speed import step_bytes, step_seconds
 
-MAX_COUNT = 16
 NEVER = 1 << 30
 """More cards than anybody has."""
 

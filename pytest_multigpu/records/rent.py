@@ -8,6 +8,8 @@ from .plan import Tier
 
 SHOWN = 6
 """Rows of each tier that are shown, the cheapest."""
+MAX_COUNT = 16
+"""GPUs of one configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)

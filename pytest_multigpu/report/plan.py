@@ -72,10 +72,11 @@ def plan_lines(plan: Plan, *, verbosity: int = 0) -> list[Line]:
             f"placement {plan.placement}, context {plan.context_tokens} tokens x {plan.batch}"
         ),
         Line(""),
-        Line(texts[0], ("bold",)),
-        *(Line(text, markup) for text, markup in zip(texts[1:], markups, strict=True)),
-        Line(""),
     ]
+    if markups:
+        lines.append(Line(texts[0], ("bold",)))
+        lines += [Line(text, markup) for text, markup in zip(texts[1:], markups, strict=True)]
+        lines.append(Line(""))
     if verbosity > 0:
         lines += parts_lines(plan)
         lines += longest_lines(plan)

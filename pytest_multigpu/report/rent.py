@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..records.plan import TIERS, Plan
-from ..records.rent import SHOWN, RentRow
+from ..records.rent import MAX_COUNT, SHOWN, RentRow
 from ..units import GIB
 from .tables import Line, table_lines
 
@@ -26,7 +26,9 @@ def rent_lines(rows: Sequence[RentRow], plan: Plan, *, most: int = SHOWN) -> lis
         row for tier in reversed(TIERS) for row in [one for one in rows if one.tier == tier][:most]
     ]
     if not shown:
-        return []
+        asked = f"{plan.context_tokens} tokens x {plan.batch}"
+        none = f"nothing to rent: no {MAX_COUNT} GPUs or fewer that have a price fit {asked}"
+        return [Line(""), Line(none)]
     cells = [
         (
             row.spec,

@@ -79,5 +79,10 @@ def test_whose_prices_and_of_when(rows: list[RentRow], said: str) -> None:
     ]
 
 
-def test_nothing_to_rent_has_no_prices() -> None:
-    assert rent_lines([], plan()) == []
+def test_nothing_to_rent_is_said() -> None:
+    asked = plan()
+    assert [line.text for line in rent_lines([], asked)] == [
+        "",
+        "nothing to rent: no 16 GPUs or fewer that have a price fit "
+        f"{asked.context_tokens} tokens x {asked.batch}",
+    ]

@@ -220,6 +220,13 @@ def test_a_plan_that_does_not_fit() -> None:
     )
 
 
+def test_a_plan_without_a_gpu_has_no_table() -> None:
+    nowhere = replace(plan(), devices=(), offloaded=(), fits=False, reasons=("no GPU",))
+    head, *others = [line.text for line in plan_lines(nowhere)]
+    assert head.startswith("llama-3.3-70b in 16bit")
+    assert others == ["", "no GPU", "the plan does not fit"]
+
+
 def test_what_a_plan_that_fits_warns_of() -> None:
     lines = plan_lines(replace(plan(), warnings=("16bit fits as well",)))
     assert [line.text for line in lines[-2:]] == ["warning: 16bit fits as well", "the plan fits"]
