@@ -5,6 +5,7 @@ Wrong arguments raise :class:`UsageError` naming the test, at collection.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
 
@@ -129,14 +130,19 @@ def _size_argument(mark: pytest.Mark, key: str) -> int | None:
     return parse_size(value, what=f"gpu({key}=)")
 
 
+_CAPABILITY = re.compile(r"(\d{1,3})\.(\d{1,3})", re.ASCII)
+
+
 def _capability(value: object) -> tuple[int, int] | None:
     if value is None:
         return None
     if isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value):
-        return (value[0], value[1])
-    major, dot, minor = str(value).partition(".")
-    if isinstance(value, str | float) and dot and major.isdecimal() and minor.isdecimal():
-        return (int(major), int(minor))
+        text = f"{value[0]}.{value[1]}"
+    else:
+        text = str(value) if isinstance(value, str | float) else ""
+    match = _CAPABILITY.fullmatch(text)
+    if match is not None:
+        return (int(match[1]), int(match[2]))
     raise UsageError(f'gpu(capability=): {value!r} is no compute capability; write it like "8.0"')
 
 

@@ -44,7 +44,7 @@ def placement(text: str) -> str:
     """``auto``, ``balanced`` or the path of a file that exists."""
     if text in ("auto", "balanced"):
         return text
-    if not Path(text).is_file():
+    if not holds(Path(text).is_file, text, "--gpu-placement"):
         raise UsageError(
             f"--gpu-placement: {text!r} is neither auto, balanced nor a file; "
             "give a device_map in JSON"
@@ -58,6 +58,14 @@ def expanded(text: str, option: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{option}: {text!r}: {error}; check the path") from None
+
+
+def holds(check: Callable[[], bool], text: str, option: str) -> bool:
+    """Of a path; one error if the system does not tell: a folder that may not be entered."""
+    try:
+        return check()
+    except OSError as error:
+        raise UsageError(f"{option}: {text!r}: {why_unread(error)}; check the path") from None
 
 
 def path(text: object, option: str) -> Path | None:
@@ -79,8 +87,9 @@ def folder(text: str | None, option: str) -> Path | None:
     if text is None:
         return None
     found = expanded(text, option)
-    existing = next((one for one in (found, *found.parents) if one.exists()), found)
-    if existing.exists() and not existing.is_dir():
+    above = (found, *found.parents)
+    existing = next((one for one in above if holds(one.exists, text, option)), None)
+    if existing is not None and not existing.is_dir():
         raise UsageError(f"{option}: {str(existing)!r} is a file; give a folder")
     return found
 
@@ -90,7 +99,7 @@ def file_or_new(text: str | None, option: str) -> Path | None:
     if text is None:
         return None
     found = expanded(text, option)
-    if found.is_dir():
+    if holds(found.is_dir, text, option):
         raise UsageError(f"{option}: {str(found)!r} is a folder; give a file")
     return path(text, option) if os.path.exists(found) else found
 
@@ -100,8 +109,10 @@ def whole(text: object, option: str, default: int) -> int:
     if text is None:
         return default
     number = int(_number(text, option, int, str(default)))
-    if not 1 <= number <= 10**9:
+    if number < 1:
         raise UsageError(f"{option}: {number} is out of range; write 1 or more")
+    if number > 10**9:
+        raise UsageError(f"{option}: {number} is out of range; write 1000000000 at most")
     return number
 
 

@@ -255,5 +255,5 @@ def _ini(config: pytest.Config, option: Option) -> Any:
         return text if text in ("auto", "balanced") else str(path)
     if option.ini == "gpu_model":
         # A preset or a hub id, unless there is such a folder.
-        return str(path) if path.is_dir() else text
+        return str(path) if read.holds(path.is_dir, text, option.ini) else text
     return str(path) if option.takes_path else text

@@ -6,12 +6,14 @@ than the options: the hooks of :mod:`runtime` are registered when the first such
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from . import fixtures, options
 from .concern import about_gpus
+from .parallel import distributes
 from .usage import WORKER, usage_errors
 
 gpu_health = fixtures.gpu_health
@@ -67,13 +69,13 @@ def pytest_configure(config: pytest.Config) -> None:
         if options.checks_wanted(config) and CHECKS not in config.args:
             config.args.append(CHECKS)
         # Under xdist the controller collects nothing, but it prints.
-        if options.asked(config) or config.getoption("dist", "no") != "no":
+        if options.asked(config) or distributes(config):
             _register_runtime(config)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
-    alone = not hasattr(config, "workerinput") and config.getoption("dist", "no") == "no"
+    alone = not hasattr(config, "workerinput") and not distributes(config)
     asked = any("pytest_multigpu.checks" in arg or arg.startswith(CHECKS) for arg in config.args)
     if asked and alone and not config.option.collectonly and not _only_informs(config):
         with usage_errors(config):
@@ -81,18 +83,30 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             fixtures.session_of(config).run_ahead()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    """In our order before anybody looks, since ``--stepwise`` goes by it; and once more when all
+    have added their marks and taken tests out."""
     if _only_informs(config):
-        return
-    concerned = any(map(about_gpus, items))
-    if not concerned and not config.pluginmanager.has_plugin(RUNTIME):
-        return
-    from .ordering import order
+        return (yield)
+    if _concerned(config, items):
+        from .ordering import in_order
 
-    with usage_errors(config):
-        _register_runtime(config)
-        order(items)
+        with usage_errors(config):
+            items[:] = in_order(items)
+    yield
+    if _concerned(config, items):
+        from .ordering import order
+
+        with usage_errors(config):
+            _register_runtime(config)
+            order(items)
+
+
+def _concerned(config: pytest.Config, items: list[pytest.Item]) -> bool:
+    return config.pluginmanager.has_plugin(RUNTIME) or any(map(about_gpus, items))
 
 
 def _only_informs(config: pytest.Config) -> bool:

@@ -38,7 +38,10 @@ def result_of(nodeid: str, phases: Sequence[pytest.TestReport], seconds: float) 
 
 
 def _is_skip(phase: pytest.TestReport) -> bool:
-    """A failure that ``xfail`` expects is a skip to pytest's reports, though the test has run."""
+    """A failure that ``xfail`` expects is a skip to pytest's reports, though the test has run; and
+    the reports of subtests, which have a ``context``, are not the test's own."""
+    if hasattr(phase, "context"):
+        return False
     return phase.skipped and _NOTRUN in getattr(phase, "wasxfail", _NOTRUN)
 
 

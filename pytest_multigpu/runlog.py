@@ -23,7 +23,9 @@ from . import closing, markers
 from .concern import about_gpus
 from .errors import MultiGpuError
 from .fixtures import session_of
+from .judging.verdict import EXIT_SHORTFALL
 from .options import asked
+from .parallel import distributes
 from .parallel.controller import XdistController
 from .progress import ProgressLine
 from .records.report import CheckResult, RunReport, Span
@@ -45,7 +47,7 @@ class RunLog:
         """:raises UsageError: an option, or a file that one names, cannot be."""
         self.config = config
         self.is_worker = hasattr(config, "workerinput")
-        self.controller = XdistController(config) if self._distributes() else None
+        self.controller = XdistController(config) if distributes(config) else None
         self.active = False
         """The run is about GPUs. A controller hears it only through its workers' reports."""
         self.began = time.monotonic()
@@ -125,10 +127,6 @@ class RunLog:
         devices = {index: f"cuda:{number}" for number, index in enumerate(machine.visible)}
         self._timeline = Timeline(devices)
         self._timeline.start(self.began)
-
-    def _distributes(self) -> bool:
-        """The controller of an xdist run: its workers do the work."""
-        return not self.is_worker and self.config.getoption("dist", "no") != "no"
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         with self._lock:
@@ -225,6 +223,8 @@ class RunLog:
         if status == pytest.ExitCode.USAGE_ERROR:
             return result  # pytest prints that one line itself
         ran = self._with_facts()
+        if status in (pytest.ExitCode.OK, EXIT_SHORTFALL) and self._broken_off():
+            status = int(pytest.ExitCode.INTERRUPTED)
         if self.controller is not None and self.controller.is_fleet:
             ran = replace(ran, pods=self.controller.pods(ran))
         self.report = self._finish(ran, status)
@@ -235,6 +235,12 @@ class RunLog:
             self._print(terminal.problem_lines(late))
         self._print([*fleet_lines(self.report.pods), *terminal.verdict_lines(self.report)])
         return result
+
+    def _broken_off(self) -> bool:
+        """A test began and did not end, or was next and did not begin: ``pytest.exit`` with a code
+        of its own, or a second Ctrl-C. Under xdist what was next may have gone to another worker.
+        """
+        return bool(self._running or (self._coming and self.controller is None))
 
     def _settle(self, exitstatus: int) -> None:
         """A verdict over checks rests on machine and plan, whichever checks were chosen."""

@@ -61,7 +61,7 @@ def _from_json(text: str, where: str) -> list[tuple[str, str, str]]:
 
     try:
         data = json.loads(text, object_pairs_hook=pairs)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: malformed JSON: {error}") from None
     rows = []
     for number, entry in enumerate(data):

@@ -41,9 +41,9 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
 def read_disk(path: Path) -> DiskSpace:
     """Free space at ``path``, or at the nearest folder above it that exists."""
     mount = path.absolute()
-    while not mount.exists() and mount != mount.parent:
-        mount = mount.parent
     try:
+        while not mount.exists() and mount != mount.parent:
+            mount = mount.parent
         space = os.statvfs(mount)
     except OSError as error:
         return DiskSpace(path=str(path), mount=str(mount), problem=f"{mount}: {error.strerror}")

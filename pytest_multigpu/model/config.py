@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import UsageError
-from ..files import read_text
+from ..files import read_text, why_unread
 from ..machine.checkpoint import cached_snapshot
 from ..machine.host import hub_cache
 from ..presets import HUB_IDS, PRESETS, preset_name
@@ -53,9 +53,14 @@ def resolve_config(model: str, environ: Mapping[str, str] | None = None) -> Reso
     preset = preset_name(model)
     if preset is not None:
         return _resolve_preset(model, preset, environ)
-    path = Path(model).expanduser()
-    if path.exists():
-        return _resolve_path(model, path)
+    try:
+        path = Path(model).expanduser()
+        if path.exists():
+            return _resolve_path(model, path)
+    except RuntimeError as error:  # no such home folder
+        raise UsageError(f"{OPTION}: {model!r}: {error}; {_REMEDY}") from None
+    except OSError as error:
+        raise UsageError(f"{OPTION}: {model!r}: {why_unread(error)}; {_REMEDY}") from None
     if _looks_like_path(model):
         raise UsageError(f"{OPTION}: there is no folder {model!r}; {_REMEDY}")
     snapshot = _cached_snapshot(model, environ)
@@ -119,6 +124,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{OPTION}: {path} is not valid JSON (line {error.lineno}, column {error.colno}: "
             f"{error.msg}); download it again or correct it"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise UsageError(
+            f"{OPTION}: {path} cannot be read as JSON: {error}; download it again or correct it"
         ) from error
     if not isinstance(config, dict):
         raise UsageError(f"{OPTION}: {path} is not a JSON object; {_REMEDY}")

@@ -171,6 +171,7 @@ def new_meta_model(
         KeyError,
         AttributeError,
         ZeroDivisionError,
+        RuntimeError,  # torch's, of a negative size
         AssertionError,  # torch's, of a padding token beyond the vocabulary
     ) as error:
         raise UsageError(

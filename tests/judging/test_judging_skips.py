@@ -101,6 +101,11 @@ def test_lines_and_both_kinds_of_json() -> None:
         ('["a::b", 3]', "entry 1: 3 is not a node id; write it like test_machine.py::test_health"),
         ('[""]', "entry 0: '' is not a node id; write it like test_machine.py::test_health"),
         ('{"a::b": null}', "a::b: None is not text; write the skip's reason"),
+        (
+            f"[{'9' * 5000}]",
+            "malformed JSON: Exceeds the limit (4300 digits) for integer string conversion: value "
+            "has 5000 digits; use sys.set_int_max_str_digits() to increase the limit",
+        ),
         ('["a::b"', "malformed JSON: Expecting ',' delimiter: line 1 column 8 (char 7)"),
     ],
 )

@@ -91,6 +91,13 @@ def test_disk_space_is_read_where_the_path_begins(tmp_path: Path) -> None:
     assert disk.free_bytes is not None
 
 
+def test_disk_space_below_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
+    name = "a" * 300  # any other error of the system's: tests may run as root
+    disk = read_disk(tmp_path / name)
+    assert disk.free_bytes is None
+    assert disk.problem == f"{tmp_path / name}: File name too long"
+
+
 def test_read_speed(tmp_path: Path) -> None:
     file = tmp_path / "shard"
     file.write_bytes(os.urandom(MIB) * 32)

@@ -189,6 +189,11 @@ def test_a_quantised_checkpoint_is_said_so() -> None:
             r"of 'x': AssertionError: Padding_idx must be within num_embeddings; correct the value",
         ),
         (
+            {"intermediate_size": -4},
+            r"--gpu-model: transformers [\d.]+ cannot build LlamaForCausalLM from the config.json "
+            r"of 'x': RuntimeError: .*negative dimension -4.*; correct the value",
+        ),
+        (
             {"hidden_size": "wide"},
             r"--gpu-model: transformers [\d.]+ refuses the config.json of 'x': .*; correct the "
             r"value",

@@ -102,12 +102,36 @@ def test_a_missing_path(model: str) -> None:
     assert str(caught.value) == f"--gpu-model: there is no folder {model!r}; {REMEDY}"
 
 
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("~nobody-of-that-name/x", "Could not determine home directory."),
+        # As a folder that may not be entered: the system does not tell.
+        ("/" + "a" * 300, "File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at(model: str, complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_config(model)
+    assert str(caught.value) == f"--gpu-model: {model!r}: {complaint}; {REMEDY}"
+
+
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         resolve_config(str(tmp_path))
     assert str(caught.value) == (
         f"--gpu-model: the folder {str(tmp_path)!r} has no config.json; {REMEDY}"
     )
+
+
+DEEP = b'{"model_type": ' + b"[" * 100_000
+
+
+def why_not(content: bytes) -> str:
+    """In Python's own words."""
+    with pytest.raises(RecursionError) as caught:
+        json.loads(content)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +143,10 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
             "correct it",
         ),
         (b"[]", f"is not a JSON object; {REMEDY}"),
+        (
+            DEEP,
+            f"cannot be read as JSON: {why_not(DEEP)}; download it again or correct it",
+        ),
         (b"{}", "has no 'model_type'; it must be a transformers model's config.json"),
         (b"\xff", f"is not UTF-8 text; {REMEDY}"),
     ],

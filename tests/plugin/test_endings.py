@@ -223,3 +223,36 @@ def test_xdist_controllers_leave_it_too(pytester: pytest.Pytester) -> None:
     before = Path("out/report.json").read_bytes()
     pytester.runpytest_subprocess(*args, "--collect-only", "-n1")
     assert Path("out/report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("code", [0, 10])
+def test_a_test_that_ends_the_run_is_no_green(pytester: pytest.Pytester, code: int) -> None:
+    """``pytest.exit`` with a code of its own; a second Ctrl-C leaves pytest's at 0 as well."""
+    source = CHECK.replace(
+        'return Record(name="another", outcome="passed")',
+        f'pytest.exit("enough", returncode={code})',
+    )
+    pytester.makepyfile(test_it=source)
+    args = ("--gpu-tier=cpu", "--gpu-report=out", "-p", "no:randomly")
+    result = pytester.runpytest_subprocess(*args)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    reason = "the run was interrupted during test_it.py::test_next"
+    result.stdout.fnmatch_lines([f"NOT READY: {reason} (cpu tier: no GPU was checked)"])
+    report = json.loads(Path("out/report.json").read_text())
+    assert (report["verdict"], report["reasons"]) == ("NOT READY", [reason])
+
+
+def test_a_run_that_ends_between_two_tests_is_no_green(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        import pytest
+
+        def pytest_runtest_logfinish(nodeid):
+            if nodeid.endswith("test_it"):
+                pytest.exit("enough", returncode=0)
+    """)
+    pytester.makepyfile(test_it=CHECK)
+    result = pytester.runpytest_subprocess("--gpu-tier=cpu", "-p", "no:randomly")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(
+        ["NOT READY: the run was interrupted (cpu tier: no GPU was checked)"]
+    )

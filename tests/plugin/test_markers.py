@@ -117,6 +117,14 @@ def test_simulated_machines_run_nothing(pytester: pytest.Pytester) -> None:
             'gpu(capability="Hopper")',
             "gpu(capability=): 'Hopper' is no compute capability; write it like \"8.0\"",
         ),
+        (
+            "gpu(capability=(8, -1))",
+            'gpu(capability=): (8, -1) is no compute capability; write it like "8.0"',
+        ),
+        (
+            'gpu(capability="1000.0")',
+            "gpu(capability=): '1000.0' is no compute capability; write it like \"8.0\"",
+        ),
         ("gpu(nvlink=1)", "gpu(nvlink=): 1 is neither True nor False"),
         ('gpu_tier("2bit")', "gpu_tier(): unknown tier '2bit'; known: 4bit, 8bit, 16bit"),
         ("gpu_tier()", 'gpu_tier(): takes exactly one argument, like "8bit"'),
@@ -207,6 +215,23 @@ def test_what_xfail_does_not_run_is_a_skip(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.skipif(int(pytest.__version__.split(".")[0]) < 9, reason="subtests came with it")
+def test_a_skipped_subtest_skips_no_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        def test_x(subtests, gpu_settings):
+            for i in range(2):
+                with subtests.test(i=i):
+                    if i:
+                        pytest.skip("one of two")
+    """)
+    pytester.path.joinpath("skips.txt").write_text("")
+    result = pytester.runpytest("--gpu-tier=cpu", "--gpu-expected-skips=skips.txt")
+    assert result.ret == 0
+    assert "1 own test passed" in result.outlines[-1]
+
+
 def test_a_strict_xfail_that_passes_fails(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.xfail(strict=True)\ndef test_x(): pass")
     result = pytester.runpytest("--gpu-tier=cpu")
@@ -246,3 +271,23 @@ def test_a_run_is_ours_while_nobody_elses_test_is_in_it(pytester: pytest.Pyteste
         """
     )
     assert [wanted(some).ours for some in (items[:1], items[1:], items)] == [True, False, False]
+
+
+@pytest.mark.parametrize("how", ["trylast=True", "wrapper=True"])
+def test_marks_that_are_added_last_count(pytester: pytest.Pytester, how: str) -> None:
+    wait = "yield" if how == "wrapper=True" else "pass"
+    pytester.makeconftest(f"""
+        import pytest
+
+        @pytest.hookimpl({how})
+        def pytest_collection_modifyitems(items):
+            {wait}
+            for item in items:
+                item.add_marker(pytest.mark.gpu(count=4))
+    """)
+    pytester.makepyfile("def test_x(): assert 0")
+    result = pytester.runpytest_subprocess("--gpu-simulate=2x80GiB")
+    result.assert_outcomes(skipped=1)
+    plain = pytester.runpytest_subprocess()
+    assert plain.ret != 1
+    plain.assert_outcomes(skipped=1)

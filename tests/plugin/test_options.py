@@ -10,6 +10,8 @@ from pytest_multigpu.errors import UsageError
 from pytest_multigpu.options import OPTIONS, Settings, asked, resolve
 
 USAGE_ERROR = pytest.ExitCode.USAGE_ERROR
+LONG = "a" * 300
+"""No name of a file."""
 
 
 def settings(pytester: pytest.Pytester, *args: str) -> Settings:
@@ -40,6 +42,10 @@ def settings(pytester: pytest.Pytester, *args: str) -> Settings:
             "--gpu-context: 'many' is not a number; write it like 2048",
         ),
         (["--gpu-context=0"], "--gpu-context: 0 is out of range; write 1 or more"),
+        (
+            ["--gpu-context=1000000001"],
+            "--gpu-context: 1000000001 is out of range; write 1000000000 at most",
+        ),
         (["--gpu-batch=1.5"], "--gpu-batch: '1.5' is not a number; write it like 1"),
         (["--gpu-wait=-1"], "--gpu-wait: -1 is out of range; write 0 to 3600 seconds"),
         (["--gpu-wait=nan"], "--gpu-wait: nan is out of range; write 0 to 3600 seconds"),
@@ -47,6 +53,11 @@ def settings(pytester: pytest.Pytester, *args: str) -> Settings:
         (["--gpu-report=file"], "--gpu-report: 'file' is a file; give a folder"),
         (["--gpu-report=file/a/b"], "--gpu-report: 'file' is a file; give a folder"),
         (["--gpu-baseline=."], "--gpu-baseline: '.' is a folder; give a file"),
+        # As a folder that may not be entered: the system does not tell.
+        *(
+            ([f"{option}={LONG}"], f"{option}: {LONG!r}: File name too long; check the path")
+            for option in ("--gpu-placement", "--gpu-report", "--gpu-baseline")
+        ),
     ],
 )
 def test_wrong_values(pytester: pytest.Pytester, args: list[str], message: str) -> None:

@@ -75,3 +75,30 @@ def test_a_thread_that_dies_in_a_check_stays_with_the_projects_filters(
     result = pytester.runpytest_subprocess("--gpu-tier=cpu", "-W", "error")
     assert result.ret == 1
     assert "PytestUnhandledThreadExceptionWarning" in result.stdout.str()
+
+
+def test_stepwise_goes_by_the_order_of_the_run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What loads the model comes last, wherever it stands: it did not run, and is not passed."""
+    pytester.makepyfile("""
+        import os
+
+        def test_late(gpu_model):
+            assert 0
+
+        def test_early(gpu_settings):
+            assert "OK" in os.environ
+    """)
+    args = ("--gpu-tier=cpu", "--sw", "-p", "no:randomly")
+    monkeypatch.delenv("PYTEST_ADDOPTS")  # it is about pytest's cache
+    pytester.runpytest_subprocess(*args).assert_outcomes(failed=1)
+    monkeypatch.setenv("OK", "1")
+    pytester.runpytest_subprocess(*args).assert_outcomes(passed=1, failed=1)
+
+
+def test_checks_run_where_warnings_are_not_filtered(pytester: pytest.Pytester) -> None:
+    """The mark that filters them is then unknown."""
+    pytester.makepyfile(WARNS)
+    pytester.makeini("[pytest]\naddopts = --strict-markers -p no:warnings\n")
+    pytester.runpytest_subprocess("--gpu-tier=cpu").assert_outcomes(passed=2)

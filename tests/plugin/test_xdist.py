@@ -293,6 +293,16 @@ def test_a_path_that_is_not_there_ends_as_without_the_plugin(
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
 
 
+@pytest.mark.parametrize("dist", ["loadfile", "each"])
+def test_without_workers_nothing_is_distributed(pytester: pytest.Pytester, dist: str) -> None:
+    """``addopts = --dist=loadfile`` in an ini file, and no ``-n``."""
+    pytester.makepyfile("def test_x(gpu_settings): pass")
+    result = pytester.runpytest_subprocess(f"--dist={dist}", "--gpu-tier=cpu")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
 def test_an_ini_file_that_cannot_be_does_not_break_other_runs(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ngpu_config = game.json\n")
     Path("game.json").write_text("{")
