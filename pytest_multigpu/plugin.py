@@ -87,11 +87,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
-    """In our order before anybody looks, since ``--stepwise`` goes by it; and once more when all
-    have added their marks and taken tests out."""
+    """When all others have added their marks and taken tests out; before them too where
+    ``--stepwise`` goes by the order."""
     if _only_informs(config):
         return (yield)
-    if _concerned(config, items):
+    if config.getoption("stepwise", False) and _concerned(config, items):
         from .ordering import in_order
 
         with usage_errors(config):
