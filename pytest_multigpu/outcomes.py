@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from . import gating
 from .gating import allowed, fell_short, gate, obey
 from .markers import check_needs
 from .records.check import Record
@@ -72,11 +73,11 @@ def annotate(
     item: pytest.Item, report: pytest.TestReport, raised: BaseException | None = None
 ) -> None:
     """Put what we know onto pytest's report as plain data, which survives xdist's wire."""
-    if item.stash.get(_HARDWARE_SKIP, False) and report.when == "setup":
+    found = report.longrepr
+    if report.skipped and isinstance(found, tuple) and found[0] == gating.__file__:
         path, line, _ = item.reportinfo()
-        text = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
         # Where the test stands, not where this plugin skipped it.
-        report.longrepr = (str(path), 1 if line is None else line + 1, text)
+        report.longrepr = (str(path), 1 if line is None else line + 1, found[2])
     records = item.stash.get(RECORDS, [])
     notes: dict[str, Any] = {
         "is_check": check_needs(item) is not None,

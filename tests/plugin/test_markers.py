@@ -65,6 +65,14 @@ def test_skip_names_need_and_found(pytester: pytest.Pytester) -> None:
     assert result.outlines[-1] == "NOT CHECKED: 1 skipped, no shipped check ran"
 
 
+def test_skips_of_a_simulated_machine_stand_where_the_tests_do(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=f"{NEEDS_TWO}\n    def test_model(gpu_model): pass")
+    result = pytester.runpytest("-rs", "--gpu-simulate=1x80GiB")
+    for line in (3, 7):
+        text = "simulated 1x80GiB: there is no GPU to run on"
+        assert f"test_it.py:{line}: {text}" in result.stdout.str()
+
+
 @pytest.mark.usefixtures("one_h100")
 def test_met_requirement_runs(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(NEEDS_TWO.replace("count=2", "count=1"))
