@@ -172,7 +172,7 @@ class RunLog:
         outcomes: set[str] = {phase.outcome for phase in phases}
         if "rerun" in outcomes:
             self._reruns[key] += 1  # pytest-rerunfailures tries again; only the last one counts
-            self._running.append(nodeid)
+            self._coming.append(nodeid)
             return
         self._coming += filter(None, [getattr(phases[-1], "gpu", {}).get("next")])
         seconds = sum(phase.duration for phase in phases)
@@ -240,7 +240,8 @@ class RunLog:
         """A test began and did not end, or was next and did not begin: ``pytest.exit`` with a code
         of its own, or a second Ctrl-C. Under xdist what was next may have gone to another worker.
         """
-        return bool(self._running or (self._coming and self.controller is None))
+        left = {*self._running, *(self._coming if self.controller is None else ())}
+        return not left <= {check.nodeid for check in self.report.checks}
 
     def _settle(self, exitstatus: int) -> None:
         """A verdict over checks rests on machine and plan, whichever checks were chosen."""
