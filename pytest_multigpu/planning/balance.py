@@ -2,15 +2,16 @@
 
 It begins where :mod:`.partition` is exact: for weights, cache and what each GPU held beside them in
 the last replay. That changes in steps as layers come and go, wherever a freed segment is just too
-small to be used again; so blocks then move off the fullest GPU, one at a time, as long as a replay
-finds it better. Where layers are alike and one more never takes less, no partition is better than
-the one where this ends: a better one would have fewer layers on the fullest GPU, so more on some
-other, and one more there would have been taken. Imports errors, records and its own part.
+small to be used again; so blocks then move off the fullest GPU, or onto it, one at a time, as long
+as a replay finds it better. Where layers are alike and one more never takes less, no partition is
+better than the one where this ends: a better one would have fewer layers on the fullest GPU, so
+more on some other, and one more there would have been taken. Imports errors, records and its own
+part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
@@ -156,16 +157,17 @@ class _Search:
         return spread
 
     def _moved(self, spread: _Spread) -> Iterator[_Spread]:
-        """One group less on the fullest GPU, one more on another, those between them shifted."""
+        """One group less on the fullest GPU, one more on another, those between them shifted; then
+        one more on the fullest, which now and then takes less."""
         shares, counts = spread.shares, spread.counts
         fullest = max(range(len(shares)), key=shares.__getitem__)
         for to in sorted(range(len(shares)), key=shares.__getitem__):
             if self._free[to] <= 0 or shares[to] >= shares[fullest]:
                 continue
-            moved = list(counts)
-            moved[fullest] -= 1
-            moved[to] += 1
-            yield self._replayed(tuple(moved))
+            yield self._replayed(_shifted(counts, fullest, to))
+        for of in sorted(range(len(shares)), key=shares.__getitem__, reverse=True):
+            if of != fullest and counts[of]:
+                yield self._replayed(_shifted(counts, of, fullest))
 
     def _partition(self, base: Mapping[int, int]) -> tuple[int, ...]:
         cards = [Card(free_bytes=free, base_bytes=base[i]) for i, free in enumerate(self._free)]
@@ -192,3 +194,10 @@ class _Search:
                 ),
             )
         return self._spreads[counts]
+
+
+def _shifted(counts: Sequence[int], of: int, to: int) -> tuple[int, ...]:
+    moved = list(counts)
+    moved[of] -= 1
+    moved[to] += 1
+    return tuple(moved)
