@@ -94,23 +94,29 @@ def rent(
 ) -> tuple[RentRow, ...]:
     """``compute()``, or what it gave for the same inputs before; what it plans with is in the key
     too, since plans are made anew whenever they are asked for."""
-    path = _entry("rent", {"planning": _code(_planning()), **inputs})
-    found = _read(path, _to_rent)
-    if found is None:
-        found = compute()
-        _write(path, {"rows": [asdict(row) for row in found]})
-    return found
+    from ..records.rent import RentRow
+
+    return _rows("rent", inputs, RentRow, compute)
 
 
 def longest(
     inputs: Mapping[str, object], compute: Callable[[], tuple[LongestContext, ...]]
 ) -> tuple[LongestContext, ...]:
     """The same for the longest contexts."""
-    path = _entry("longest", {"planning": _code(_planning()), **inputs})
-    found = _read(path, _to_longest)
+    return _rows("longest", inputs, LongestContext, compute)
+
+
+def _rows(
+    kind: str,
+    inputs: Mapping[str, object],
+    row: Callable[..., _T],
+    compute: Callable[[], tuple[_T, ...]],
+) -> tuple[_T, ...]:
+    path = _entry(kind, {"planning": _code(_planning()), **inputs})
+    found = _read(path, lambda entry: tuple(row(**one) for one in entry["rows"]))
     if found is None:
         found = compute()
-        _write(path, {"rows": [asdict(row) for row in found]})
+        _write(path, {"rows": [vars(one) for one in found]})
     return found
 
 
@@ -202,13 +208,3 @@ def _to_auto_map(entry: dict[str, Any]) -> AutoMap:
 def _to_max_memory(entry: dict[str, Any]) -> tuple[MaxMemory | None]:
     caps = entry["max_memory"]
     return (None if caps is None else {int(gpu): cap for gpu, cap in caps.items()},)
-
-
-def _to_rent(entry: dict[str, Any]) -> tuple[RentRow, ...]:
-    from ..records.rent import RentRow
-
-    return tuple(RentRow(**row) for row in entry["rows"])
-
-
-def _to_longest(entry: dict[str, Any]) -> tuple[LongestContext, ...]:
-    return tuple(LongestContext(**row) for row in entry["rows"])

@@ -157,17 +157,19 @@ class _Search:
         return spread
 
     def _moved(self, spread: _Spread) -> Iterator[_Spread]:
-        """One group less on the fullest GPU, one more on another, those between them shifted; then
-        one more on the fullest, which now and then takes less."""
+        """A group less on the fullest GPU and one more on another, those between them shifted; then
+        one more on the fullest, which now and then takes less. Where that does not fit, by two as
+        well."""
         shares, counts = spread.shares, spread.counts
-        fullest = max(range(len(shares)), key=shares.__getitem__)
-        for to in sorted(range(len(shares)), key=shares.__getitem__):
-            if self._free[to] <= 0 or shares[to] >= shares[fullest]:
-                continue
-            yield self._replayed(_shifted(counts, fullest, to))
-        for of in sorted(range(len(shares)), key=shares.__getitem__, reverse=True):
-            if of != fullest and counts[of]:
-                yield self._replayed(_shifted(counts, of, fullest))
+        emptiest = sorted(range(len(shares)), key=shares.__getitem__)
+        fullest = max(emptiest, key=shares.__getitem__)
+        for by in (1,) if spread.plan.fits else (1, 2):
+            for to in emptiest:
+                if self._free[to] > 0 and shares[to] < shares[fullest] and counts[fullest] >= by:
+                    yield self._replayed(_shifted(counts, fullest, to, by))
+            for of in reversed(emptiest):
+                if of != fullest and counts[of] >= by:
+                    yield self._replayed(_shifted(counts, of, fullest, by))
 
     def _partition(self, base: Mapping[int, int]) -> tuple[int, ...]:
         cards = [Card(free_bytes=free, base_bytes=base[i]) for i, free in enumerate(self._free)]
@@ -196,8 +198,8 @@ class _Search:
         return self._spreads[counts]
 
 
-def _shifted(counts: Sequence[int], of: int, to: int) -> tuple[int, ...]:
+def _shifted(counts: Sequence[int], of: int, to: int, by: int) -> tuple[int, ...]:
     moved = list(counts)
-    moved[of] -= 1
-    moved[to] += 1
+    moved[of] -= by
+    moved[to] += by
     return tuple(moved)

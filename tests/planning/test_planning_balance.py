@@ -241,6 +241,11 @@ def case(tier: Tier, shape: Shape, sizes: list[int], context: int, batch: int) -
 @case("4bit", shaped(7, 2048, 8192, 8, 1000), [4, 4], 16_000, 1)
 @case("4bit", shaped(5, 2048, 8192, 8, 200_000), [4, 8, 8, 4], 2048, 16)
 @case("8bit", shaped(8, 2048, 1024, 1, 1000), [2, 8, 8], 2048, 16)
+# Two layers more on a GPU take less than one does, or no more.
+@case("4bit", shaped(5, 512, 8192, 1, 1000), [2, 8, 8], 16_000, 16)
+@case("4bit", shaped(5, 512, 1024, 1, 200_000), [2, 8, 8], 16_000, 16)
+@case("4bit", shaped(5, 512, 8192, 8, 1000), [2, 2], 2048, 16)
+@case("4bit", shaped(5, 512, 8192, 1, 1000), [3, 2, 3], 2048, 16)
 # A second layer on the first GPU takes less than one does.
 @case("8bit", shaped(3, 2048, 1024, 1, 200_000), [3, 4], 2048, 1)
 @case("16bit", shaped(8, 2048, 8192, 8, 1000), [2, 2, 2], 2048, 16)
@@ -270,10 +275,7 @@ def test_no_partition_is_better(
         counts = [end - start for start, end in pairwise(ends)]
         plans.append(planned(place_groups(model, units(model), counts)))
     found = planned(balanced(model, machine, context_tokens=context, batch=batch))
-    best = min(map(fullest, plans))
-    # Where nothing fits, the steps of what a GPU holds beside are now and then in the way of the
-    # search: 4 of 3,571 random cases, 1.5% at most. Where something did, none.
-    assert fullest(found) <= best * (1 if any(plan.fits for plan in plans) else 1.02)
+    assert fullest(found) == min(map(fullest, plans))
     assert found.fits == any(plan.fits for plan in plans)
     enough = fitting_plan(model, machine, context, batch)
     assert (enough is not None) == found.fits
